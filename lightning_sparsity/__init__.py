@@ -1,7 +1,7 @@
 """Train CNNs sparse with nonconvex penalties, as PyTorch Lightning callbacks.
 
-The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`) imports torch only; the
-callbacks are loaded the first time one of them is named.
+The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`) imports torch only;
+the callbacks are loaded the first time one of them is named.
 """
 
 from importlib import import_module

@@ -13,11 +13,11 @@ Acts = Literal["entries", "rows", "tensor"]
 class Penalty(ABC):
     r"""A penalty $r$ of unit strength: its weight `lam` stays with the caller.
 
-    The classes below it are frozen dataclasses that fill in `_value`, `_slope` and `_prox`; the public methods
-    check what comes in and choose the precision, once for all of them.
+    The public methods check what comes in and choose the precision, once for all penalties; a
+    penalty itself is a frozen dataclass that fills in `_value`, `_slope` and `_prox`.
 
-    `acts` says what the penalty is a function of: single `"entries"` (any shape will do), the `"rows"` of a
-    matrix `(G, M)` with one row per group, or a whole `"tensor"`.
+    `acts` says what the penalty is a function of: single `"entries"` (any shape will do), the
+    `"rows"` of a matrix `(G, M)` with one row per group, or a whole `"tensor"` at once.
 
     Shape:
         `x` has any shape, except for penalties on rows, which take `(G, M)`.
@@ -26,17 +26,16 @@ class Penalty(ABC):
     acts: ClassVar[Acts] = "entries"
 
     def value(self, x: Tensor) -> Tensor:
-        """The penalty `r(x)`, a scalar through which autograd can differentiate."""
-        self._check_shape(x)
-        return self._value(_at_least_float32(x)).to(x.dtype)
+        """The penalty `r(x)`, a scalar for autograd too (float32 for half precision)."""
+        self._check(x)
+        return self._value(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
 
     @torch.no_grad()
     def subgradient(self, x: Tensor) -> Tensor:
         """One subgradient of `r` at `x`: finite everywhere, and zero where `x` is zero."""
-        self._check_shape(x)
-        wide = _at_least_float32(x)
+        self._check(x)
         largest = torch.finfo(x.dtype).max
-        return self._slope(wide).clamp(-largest, largest).to(x.dtype)
+        return self._slope(_wide(x)).clamp(-largest, largest).to(x.dtype)
 
     @torch.no_grad()
     def prox(self, x: Tensor, step: float) -> Tensor:
@@ -44,31 +43,36 @@ class Penalty(ABC):
 
         $$ \operatorname{prox}(x) = \arg\min_u \; \text{step} \cdot r(u) + \tfrac12 \|u - x\|^2 $$
 
-        Holds for every `step`, also where the problem is not convex; NaN stays NaN. Half precision is computed in
-        float32 and rounded once.
+        Right for every `step`, also where the problem is not convex. Computed in float64 and
+        rounded once to the type of `x` (float32 where a device has no float64). NaN stays NaN.
 
         Args:
             x: Where to start.
-            step: Weight of the penalty, at least 0 (relaxed splitting: `lam / beta`).
+            step: Weight of the penalty, at least 0 (in relaxed splitting: `lam / beta`).
 
         Returns:
             A new tensor with the shape, dtype and device of `x`.
 
         Raises:
-            ValueError: If `step` is negative or not finite, or if `x` is no matrix and the penalty needs rows.
+            ValueError: If `step` is negative or not finite, if `x` is no matrix where rows are
+                needed, or if the penalty is a combination whose prox is not known exactly.
         """
-        self._check_shape(x)
-        check_step(step, type(self).__name__)
+        self._check(x)
+        if not (step >= 0 and math.isfinite(step)):
+            raise ValueError(
+                f"{type(self).__name__}.prox needs a finite step >= 0, got step={step}."
+            )
         if step == 0 or x.numel() == 0:
             return x.clone()
-        return self._prox(_at_least_float32(x), step).to(x.dtype)
+        return self._prox(_wide(x), step).to(x.dtype)
 
     @torch.no_grad()
     def shrinkage(self, x: Tensor, step: float) -> Tensor:
-        """What the proximal operator takes away, `x - prox(x, step)`, by the fastest way there is.
+        """What the proximal operator takes away, `x - prox(x, step)`, in the precision of `x`.
 
-        Works in the precision of `x` (relative error about 1e-6 in float32), which is all that a gradient needs.
+        The fast way for training, where it is only added to a gradient; `prox` is the accurate one.
         """
+        self._check(x)
         return self._shrinkage(x, step) if step > 0 else torch.zeros_like(x)
 
     @abstractmethod
@@ -80,24 +84,19 @@ class Penalty(ABC):
     @abstractmethod
     def _prox(self, x: Tensor, step: float) -> Tensor: ...
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
-        return x - self._prox(x, step)
+    @abstractmethod
+    def _shrinkage(self, x: Tensor, step: float) -> Tensor: ...
 
-    def _check_shape(self, x: Tensor) -> None:
-        if self.acts == "rows" and x.dim() != 2:
-            raise ValueError(
-                f"{type(self).__name__} acts on rows: it needs a matrix (groups, entries of a group), got shape "
-                f"{tuple(x.shape)}. `selection.rows(weight, groups)` makes one of a weight."
-            )
+    def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
             raise ValueError(f"{type(self).__name__} needs floating point numbers, got {x.dtype}.")
+        if self.acts == "rows" and x.dim() != 2:
+            raise ValueError(
+                f"{type(self).__name__} acts on rows: it needs a matrix (groups, entries), "
+                f"got shape {tuple(x.shape)}. selection.rows(weight, groups) makes one."
+            )
 
 
-def check_step(step: float, who: str) -> None:
-    """Refuse a step that is negative, infinite or NaN."""
-    if not (step >= 0 and math.isfinite(step)):
-        raise ValueError(f"{who} needs a finite step >= 0, got step={step}.")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _wide(x: Tensor) -> Tensor:
+    """`x` in float64, or in float32 on the one device that lacks float64."""
+    return x.float() if x.device.type == "mps" else x.double()

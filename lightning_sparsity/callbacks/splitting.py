@@ -1,0 +1,313 @@
+"""Relaxed variable splitting as a Lightning callback."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_sparsity import splitting
+from lightning_sparsity.groups import Groups, check_fit
+from lightning_sparsity.penalties import Penalty
+from lightning_sparsity.schedules import Schedule, at
+from lightning_sparsity.selection import Select, Selected, select_weights
+
+# Compiling takes seconds and saves up to a nanosecond per weight and step: it pays from here on.
+_WORTH_COMPILING = 2e10
+
+
+class RelaxedVariableSplitting(Callback):
+    r"""Train weights sparse by splitting them: $w$ learns, its copy $u$ is sparse.
+
+    $$ \min_{w, u} \; f(w) + \lambda\, r(u) + \tfrac{\beta}{2} \|w - u\|^2, \qquad u =
+       \operatorname{prox}_{(\lambda / \beta) r}(w), \qquad \nabla_w \mathrel{+}= \beta (w - u) $$
+
+    Once per optimizer step, after gradients are accumulated and unscaled and before they are
+    clipped. Nothing is stored: $u$ is a function of $w$. Validation, testing and prediction see
+    $u$; so does every checkpoint (`load_from_checkpoint` gives the sparse network), which keeps $w$
+    beside it so that a resumed run goes on exactly. When training ends, $u$ takes the place of $w$:
+    exact zeros.
+
+    Args:
+        penalty: The penalty $r$, for example `L0()` or `TransformedL1(1.0)`.
+        lam: The weight $\lambda \ge 0$ of the penalty, a number or a schedule. What vanishes depends
+            on `lam / beta` alone: for l0, entries up to $\sqrt{2 \lambda / \beta}$ do.
+        beta: The coupling $\beta > 0$, a number or a schedule. With a learning rate $\eta$ keep
+            $\eta \beta$ well below 2.
+        select: Which weights: a name pattern, several, or a `Select`. Default: all convolutions and
+            linear layers.
+        groups: `"entries"`, or for penalties on rows `"output_channels"` or `"input_channels"`.
+        update: `"gradient"` adds the pull to the gradient (the papers; momentum and clipping see
+            it). `"decoupled"` moves the weights after the step, $w \mathrel{-}= \eta \beta (w - u)$,
+            as AdamW does with weight decay: right for adaptive optimizers.
+        compiled: Run the step as one compiled kernel. `"auto"`: for penalties on entries in runs
+            long enough to earn the compile time back.
+
+    Raises:
+        ValueError: Before training, if a number is out of range, a pattern matches nothing, the
+            penalty does not fit the groups, or a weight is not finite.
+
+    Example:
+        ```python
+        Trainer(callbacks=[RelaxedVariableSplitting(L0(), lam=1e-6, beta=1e-2, select="fc")])
+        ```
+
+    Reference: F. Xue, J. Xin, Learning sparse neural networks via l0 and Tl1 by a relaxed variable
+        splitting method with application to multi-scale curve classification, 2019,
+        arXiv:1902.07419.
+    """
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        lam: float | Schedule = 1e-6,
+        beta: float | Schedule = 1e-2,
+        *,
+        select: str | Sequence[str] | Select = Select(),  # noqa: B008 - frozen
+        groups: Groups = "entries",
+        update: Literal["gradient", "decoupled"] = "gradient",
+        compiled: bool | Literal["auto"] = "auto",
+    ) -> None:
+        splitting.check_strengths(at(lam, 0), at(beta, 0))
+        check_fit(penalty, groups)
+        penalty.prox(torch.ones(1, 1), 1.0)  # a combination without an exact prox says so here
+        if update not in ("gradient", "decoupled"):
+            raise ValueError(f"update must be 'gradient' or 'decoupled', got {update!r}.")
+        self.penalty = penalty
+        self.lam = lam
+        self.beta = beta
+        self.select = select
+        self.groups: Groups = groups
+        self.update = update
+        self.compiled = compiled
+        self._weights: list[Selected] = []
+        self._handles: list[RemovableHandle] = []
+        self._dense: list[Tensor] = []  # w, while the module holds u for an evaluation
+        self._step: float | None = None  # lam / beta of the last update; None if never trained
+        self._is_copy = False  # whether the module's weights are u for good
+        self._use_kernel = False
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(penalty=repr(self.penalty), select=repr(self.select))
+
+    @property
+    def weights(self) -> list[Selected]:
+        """The selected weights, known from the start of training on."""
+        return self._weights
+
+    def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
+        """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
+        epoch = _epoch(trainer)
+        lam, beta = at(self.lam, epoch), at(self.beta, epoch)
+        splitting.check_strengths(lam, beta)
+        return lam, beta
+
+    def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Sparsity, penalty, gap and strengths of the current split, as scalars."""
+        lam, beta = self.strengths(trainer)
+        parts = [
+            splitting.measure(s.weight.detach(), self.penalty, lam / beta, axis=s.axis)
+            for s in self._weights
+        ]
+        gap = torch.stack([p.gap for p in parts]).sum()
+        penalty = torch.stack([p.penalty for p in parts]).sum()
+        return {
+            "sparsity": torch.stack([p.zeros for p in parts]).sum() / sum(p.entries for p in parts),
+            "penalty": lam * penalty + beta / 2 * gap,
+            "split_gap": gap.sqrt(),
+            "lam": torch.tensor(lam),
+            "beta": torch.tensor(beta),
+        }
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make `state_dict` give `u`, and take note when weights are loaded."""
+        self._handles = [
+            pl_module.register_state_dict_post_hook(partial(self._put_copies_into)),
+            pl_module.register_load_state_dict_post_hook(self._note_loaded_copies),
+        ]
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        self._restore()
+        while self._handles:
+            self._handles.pop().remove()
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the weights, check them, and start from `w`."""
+        self._weights = select_weights(pl_module, self.select, self.groups)
+        for s in self._weights:
+            if not s.weight.isfinite().all():
+                raise ValueError(
+                    f"{s.name} has entries that are not finite. Initialise it, or load it again."
+                )
+        self._is_copy = False
+        lam, beta = self.strengths(trainer)
+        self._step = lam / beta
+        if self.update == "decoupled":
+            for optimizer in trainer.optimizers:
+                self._check_decoupled(optimizer, trainer)
+                handle = optimizer.register_step_post_hook(self._step_after(trainer))
+                self._handles.append(handle)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compile the kernel now, where that pays, so that no step is a slow one."""
+        lam, beta = self.strengths(trainer)
+        entries = sum(s.weight.numel() for s in self._weights)
+        worth = entries * trainer.estimated_stepping_batches >= _WORTH_COMPILING
+        wanted = worth if self.compiled == "auto" else self.compiled
+        largest = max((s.weight for s in self._weights), key=Tensor.numel)
+        self._use_kernel = bool(wanted) and splitting.compiles(largest, self.penalty, lam / beta)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add `beta * (w - u)` to the gradients of the weights that `optimizer` owns."""
+        lam, beta = self.strengths(trainer)
+        self._step = lam / beta
+        if self.update == "gradient":
+            for s in self._owned(optimizer.param_groups):
+                if s.weight.grad is not None:
+                    self._pull(s, s.weight.grad, beta)
+
+    def _step_after(self, trainer: pl.Trainer) -> Callable[[Optimizer, Any, Any], None]:
+        """The decoupled update `w -= lr * beta * (w - u)`, run after a step that took place."""
+
+        def decoupled(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+            _, beta = self.strengths(trainer)
+            with torch.no_grad():
+                for group in optimizer.param_groups:
+                    for s in self._owned([group]):
+                        self._pull(s, s.weight, -min(1.0, float(group["lr"]) * beta))
+
+        return decoupled
+
+    def _check_decoupled(self, optimizer: Optimizer, trainer: pl.Trainer) -> None:
+        _, beta = self.strengths(trainer)
+        for group in optimizer.param_groups:
+            if self._owned([group]) and float(group["lr"]) * beta > 1:
+                raise MisconfigurationException(
+                    f"update='decoupled' needs lr * beta <= 1, got lr={float(group['lr'])} and "
+                    f"beta={beta}. Lower beta."
+                )
+
+    def _pull(self, s: Selected, target: Tensor, scale: float) -> None:
+        assert self._step is not None
+        splitting.pull(
+            s.weight.detach(),
+            target.detach(),
+            self.penalty,
+            self._step,
+            scale,
+            axis=s.axis,
+            compiled=self._use_kernel,
+        )
+
+    def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
+        owned = {id(p) for group in param_groups for p in group["params"]}
+        return [s for s in self._weights if id(s.weight) in owned]
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the sparse copy take the place of the weights, for good."""
+        self._hold_copies()
+        self._dense = []
+        self._is_copy = True
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Bring `w` back if an evaluation was interrupted."""
+        self._restore()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the module hold `u`."""
+        self._hold_copies()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring `w` back, bit for bit."""
+        self._restore()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def _copy_of(self, s: Selected) -> Tensor:
+        assert self._step is not None
+        return splitting.split(s.weight.detach(), self.penalty, self._step, axis=s.axis)
+
+    def _has_dense_weights(self) -> bool:
+        return bool(self._weights) and not self._dense and not self._is_copy
+
+    @torch.no_grad()
+    def _hold_copies(self) -> None:
+        if self._has_dense_weights():
+            self._dense = [s.weight.detach().clone() for s in self._weights]
+            for s in self._weights:
+                s.weight.copy_(self._copy_of(s))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for s, dense in zip(self._weights, self._dense, strict=False):
+            s.weight.copy_(dense)
+        self._dense = []
+
+    def _put_copies_into(
+        self,
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: Any,  # noqa: ANN401
+    ) -> None:
+        if self._has_dense_weights():
+            for s in self._weights:
+                state[prefix + s.name] = self._copy_of(s)
+
+    def _note_loaded_copies(self, module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401
+        self._is_copy = True
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        dense: list[Tensor] = self._dense
+        if self._has_dense_weights():
+            dense = [s.weight.detach() for s in self._weights]
+        names = [s.name for s in self._weights[: len(dense)]]
+        return {"step": self._step, "weights": dict(zip(names, dense, strict=True))}
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put `w` back into the module when training is resumed."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        parameters = dict(pl_module.named_parameters())
+        with torch.no_grad():
+            for name, dense in state["weights"].items():
+                parameters[name].copy_(dense)
+        self._step = state["step"]
+
+
+def _epoch(trainer: pl.Trainer) -> float:
+    """The epoch with the share of its batches that are over."""
+    batches = trainer.num_training_batches
+    share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
+    return trainer.current_epoch + max(share, 0.0)

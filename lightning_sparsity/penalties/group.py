@@ -1,0 +1,217 @@
+r"""Penalties on vectors: on the rows of a matrix, one row per group, or on a whole tensor.
+
+`lightning_sparsity.selection.rows` makes rows of a weight. To add a penalty see `elementwise`: the
+steps are the same.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from lightning_sparsity.penalties.base import Acts, Penalty
+from lightning_sparsity.penalties.elementwise import L0, L1, Elementwise
+
+__all__ = ["ExclusiveLasso", "GroupLasso", "Grouped", "L1MinusL2"]
+
+
+class Radial(Penalty):
+    r"""A sum over rows of a function of their lengths: $r(x) = \sum_g \rho(\|x_g\|_2)$.
+
+    The prox keeps the direction of a row and applies the prox of $\rho$ to its length.
+    """
+
+    acts: ClassVar[Acts] = "rows"
+
+    @property
+    @abstractmethod
+    def of_length(self) -> Elementwise:
+        """The elementwise penalty that acts on the lengths."""
+
+    def _value(self, x: Tensor) -> Tensor:
+        return self.of_length.rho(lengths(x)).sum()
+
+    def _slope(self, x: Tensor) -> Tensor:
+        length = lengths(x)
+        return directions(x, length) * torch.where(length > 0, self.of_length.slope(length), 0.0)
+
+    def _prox(self, x: Tensor, step: float) -> Tensor:
+        length = lengths(x)
+        return directions(x, length) * self.of_length.prox_of_magnitude(length, step)
+
+    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+        length = lengths(x)
+        removed = self.of_length.removed(length, *self.of_length.numbers(step))
+        return x * (removed / length.clamp(min=_tiny(x)))
+
+
+@final
+@dataclass(frozen=True)
+class GroupLasso(Radial):
+    r"""The sum of the lengths of the rows (l2,1): drops whole rows, shrinks those it keeps.
+
+    $$ r(x) = \sum_g \|x_g\|_2, \qquad \operatorname{prox}(x)_g = x_g \max(1 - \text{step} /
+    \|x_g\|_2,\, 0) $$
+
+    Shape:
+        `x` is a matrix `(G, M)` with one row per group.
+
+    Reference: M. Yuan, Y. Lin, Model selection and estimation in regression with grouped variables,
+        J. R. Stat. Soc. B 68(1), 2006.
+    """
+
+    @property
+    def of_length(self) -> Elementwise:
+        """Plain l1: a length is its own magnitude."""
+        return L1()
+
+
+@final
+@dataclass(frozen=True)
+class Grouped(Radial):
+    r"""Any elementwise penalty on the lengths of the rows: group l0, group transformed l1, ...
+
+    $$ r(x) = \sum_g \rho(\|x_g\|_2), \qquad
+       \operatorname{prox}(x)_g = \frac{x_g}{\|x_g\|_2} \operatorname{prox}_\rho(\|x_g\|_2) $$
+
+    Args:
+        penalty: The penalty $\rho$ of a length, for example `L0()`.
+
+    Shape:
+        `x` is a matrix `(G, M)` with one row per group.
+
+    Raises:
+        ValueError: If `penalty` does not act on single entries.
+    """
+
+    penalty: Penalty = field(default_factory=L0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Elementwise):
+            raise ValueError(
+                f"Grouped needs an elementwise penalty such as L0(), got {self.penalty!r}, "
+                f"which acts on {getattr(self.penalty, 'acts', 'something else')}."
+            )
+
+    @property
+    def of_length(self) -> Elementwise:
+        """The penalty that was given."""
+        assert isinstance(self.penalty, Elementwise)
+        return self.penalty
+
+
+@final
+@dataclass(frozen=True)
+class ExclusiveLasso(Penalty):
+    r"""Half the squared l1 norm of every row: the entries of a row compete.
+
+    $$ r(x) = \tfrac12 \sum_g \|x_g\|_1^2 $$
+
+    The prox is soft thresholding at $\text{step}\, S_n / (1 + \text{step}\, n)$, with $S_n$ the sum
+    of the $n$ largest magnitudes of the row and $n$ the last rank whose magnitude lies above that
+    level.
+
+    Shape:
+        `x` is a matrix `(G, M)` with one row per group.
+
+    Reference: J. Yoon, S. J. Hwang, Combined group and exclusive sparsity for deep neural networks,
+        ICML 2017. The prox here is exact; thresholding at `step` times the l1 norm of the argument,
+        as some code does, is not.
+    """
+
+    acts: ClassVar[Acts] = "rows"
+
+    def _value(self, x: Tensor) -> Tensor:
+        return 0.5 * x.abs().sum(1).square().sum()
+
+    def _slope(self, x: Tensor) -> Tensor:
+        return x.sign() * x.abs().sum(1, keepdim=True)
+
+    def _prox(self, x: Tensor, step: float) -> Tensor:
+        return x - self._shrinkage(x, step)
+
+    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+        t = x.abs()
+        largest = t.sort(1, descending=True).values
+        rank = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
+        levels = step * largest.cumsum(1) / (1 + step * rank)
+        count = (largest > levels).sum(1, keepdim=True).clamp(min=1)
+        return torch.copysign(torch.minimum(t, levels.gather(1, count - 1)), x)
+
+
+@final
+@dataclass(frozen=True)
+class L1MinusL2(Penalty):
+    r"""The l1 norm minus a share of the l2 norm of a whole tensor: sharper than l1.
+
+    $$ r(x) = \|x\|_1 - \alpha \|x\|_2 $$
+
+    With $M = \max_i |x_i|$ and $z$ the soft-thresholded $x$, the prox is $z\,(\|z\| +
+    \alpha\,\text{step}) / \|z\|$ for $M > \text{step}$; for $(1 - \alpha)\,\text{step} < M \le
+    \text{step}$ only one largest entry survives, with magnitude $M - (1 - \alpha)\,\text{step}$;
+    below, nothing does.
+
+    Args:
+        alpha: Share of the l2 norm, in [0, 1]; 0 is plain l1.
+
+    Shape:
+        `x` has any shape and counts as one vector: one layer, in relaxed splitting.
+
+    Raises:
+        ValueError: If `alpha` is not in [0, 1].
+
+    Reference:
+        Y. Lou, M. Yan, Fast L1-L2 minimization via a proximal operator, J. Sci. Comput. 74, 2018.
+    """
+
+    alpha: float = 1.0
+    acts: ClassVar[Acts] = "tensor"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"L1MinusL2 needs 0 <= alpha <= 1, got alpha={self.alpha}.")
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """The penalty of every row of a matrix, shape `(G, 1)`."""
+        return x.abs().sum(1, keepdim=True) - self.alpha * lengths(x)
+
+    def _value(self, x: Tensor) -> Tensor:
+        return self.of_rows(x.reshape(1, -1)).sum()
+
+    def _slope(self, x: Tensor) -> Tensor:
+        row = x.reshape(1, -1)
+        return x.sign() - self.alpha * directions(row, lengths(row)).reshape(x.shape)
+
+    def _prox(self, x: Tensor, step: float) -> Tensor:
+        return prox_l1_minus_l2(x.reshape(1, -1), step, self.alpha * step).reshape(x.shape)
+
+    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+        return x - self._prox(x, step)
+
+
+def lengths(x: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return lengths
+
+
+def directions(x: Tensor, length: Tensor) -> Tensor:
+    """Rows divided by their lengths; a zero row stays zero."""
+    return x / length.clamp(min=_tiny(x))
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny
+
+
+def prox_l1_minus_l2(x: Tensor, step: float, gain: float) -> Tensor:
+    """The prox of `step * l1 - gain * l2` on every row; a negative `gain` is a group lasso."""
+    t = x.abs()
+    top = t.max(1, keepdim=True)
+    shrunk = (t - step).clamp(min=0.0)
+    length = lengths(shrunk)
+    many = shrunk * ((length + gain).clamp(min=0.0) / length.clamp(min=_tiny(x)))
+    one = torch.zeros_like(x).scatter(1, top.indices, top.values - step + gain)
+    kept = torch.where(top.values <= step, one, many)
+    return x.sign() * torch.where(top.values <= step - max(gain, 0.0), 0.0, kept)

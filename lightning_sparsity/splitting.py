@@ -1,0 +1,190 @@
+r"""Relaxed variable splitting on tensors: a weight $w$ and its sparse copy $u$, tied by a spring.
+
+$$ \min_{w, u} \; f(w) + \lambda\, r(u) + \tfrac{\beta}{2} \|w - u\|^2 $$
+
+For a given $w$ the best copy is $u = \operatorname{prox}(w)$ with step $\lambda / \beta$: a
+function of $w$, so it is computed where it is needed and never stored. Works without a Trainer;
+needs torch only.
+
+Reference:
+    T. Dinh, J. Xin, Convergence of a relaxed variable splitting method for learning sparse neural
+    networks, 2018, arXiv:1812.05719. F. Xue, J. Xin, Learning sparse neural networks via l0 and Tl1
+    by a relaxed variable splitting method with application to multi-scale curve classification,
+    2019, arXiv:1902.07419.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lightning_sparsity.groups import groups_first
+from lightning_sparsity.penalties.base import Penalty
+from lightning_sparsity.penalties.elementwise import Elementwise
+
+__all__ = ["Measurement", "check_strengths", "compiles", "measure", "pull", "split"]
+
+_log = logging.getLogger(__name__)
+
+# Entries worked on at once on a CPU: few enough for its caches, enough to make calls cheap.
+CHUNK = 2**19
+
+
+def check_strengths(lam: float, beta: float) -> None:
+    """Refuse a penalty weight or a coupling that is out of range."""
+    if not (lam >= 0 and math.isfinite(lam)):
+        raise ValueError(f"Splitting needs a finite lam >= 0, got lam={lam}.")
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"Splitting needs a finite beta > 0, got beta={beta}.")
+
+
+@torch.no_grad()
+def split(weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = None) -> Tensor:
+    r"""The sparse copy of a weight, with exact zeros.
+
+    $$ u = \operatorname{prox}(w) = \arg\min_u \; \text{step}\, r(u) + \tfrac12 \|u - w\|^2 $$
+
+    Args:
+        weight: The weight $w$, of any shape.
+        penalty: The penalty $r$.
+        step: The ratio `lam / beta`, at least 0.
+        axis: The axis of `weight` that counts groups, for a penalty on rows.
+
+    Returns:
+        A new tensor like `weight`, strides included.
+    """
+    if axis is None:
+        return penalty.prox(weight, step)
+    grouped = groups_first(weight, axis)
+    copy = torch.empty_like(weight)
+    groups_first(copy, axis, like=weight).copy_(
+        penalty.prox(grouped.flatten(1), step).view(grouped.shape)
+    )
+    return copy
+
+
+@torch.no_grad()
+def pull(
+    weight: Tensor,
+    target: Tensor,
+    penalty: Penalty,
+    step: float,
+    scale: float,
+    *,
+    axis: int | None = None,
+    compiled: bool = False,
+) -> None:
+    r"""Add the pull of the spring in place, in one pass over memory: `target += scale * (w - u)`.
+
+    With `target = w.grad` and `scale = beta` it is the gradient of the coupling; with `target = w`
+    and `scale = -lr * beta` the same step taken by the weight itself.
+
+    Args:
+        weight: The weight $w$.
+        target: What the pull is added to, of the same shape: the gradient, or `weight` itself.
+        penalty: The penalty $r$ that makes the copy $u$.
+        step: The ratio `lam / beta`, at least 0.
+        scale: Factor of the pull.
+        axis: The axis of `weight` that counts groups, for a penalty on rows.
+        compiled: Run penalties on entries as one compiled kernel (compiled at the first call).
+    """
+    if compiled and step > 0 and isinstance(penalty, Elementwise):
+        numbers = (scale, *penalty.quick_numbers(step))
+        constants = [torch.tensor(x, dtype=torch.float64) for x in numbers]
+        flat = [block for pair in _flat(weight, target, weight.numel()) for block in pair]
+        tensors = flat[:1] if target is weight else flat
+        _kernel(type(penalty), in_place=target is weight)(*tensors, *constants)
+        return
+    for block, part in _blocks(weight, target, penalty, axis):
+        part.add_(penalty.shrinkage(block, step).view(part.shape), alpha=scale)
+
+
+def compiles(weight: Tensor, penalty: Penalty, step: float) -> bool:
+    """Compile the kernel of `pull` and say how long it took; False where that fails."""
+    if not isinstance(penalty, Elementwise) or step == 0:
+        return False
+    started = time.perf_counter()
+    try:
+        pull(weight, torch.zeros_like(weight), penalty, step, 1.0, compiled=True)
+    except Exception as error:  # a missing or broken compiler shows in many ways
+        _log.warning("The splitting step runs uncompiled: %s", str(error).strip().split("\n")[0])
+        return False
+    _log.info("Compiled the splitting step in %.1f s.", time.perf_counter() - started)
+    return True
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a split weight costs, as sums that add up over weights.
+
+    Attributes:
+        zeros: Entries of the copy that are exactly zero.
+        entries: All entries.
+        penalty: The penalty of the copy, `r(u)`.
+        gap: The squared distance of weight and copy.
+    """
+
+    zeros: Tensor
+    entries: int
+    penalty: Tensor
+    gap: Tensor
+
+
+@torch.no_grad()
+def measure(
+    weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = None
+) -> Measurement:
+    """Count and sum over a weight and its copy, chunk by chunk, without keeping the copy."""
+    zeros, value, gap = (torch.zeros((), device=weight.device) for _ in range(3))
+    for block, _ in _blocks(weight, weight, penalty, axis):
+        removed = penalty.shrinkage(block, step)
+        zeros += (removed == block).sum()
+        value += penalty.value(block - removed)
+        gap += removed.float().square().sum()
+    return Measurement(zeros, weight.numel(), value, gap)
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _blocks(weight: Tensor, target: Tensor, penalty: Penalty, axis: int | None) -> Iterator[Pair]:
+    """Pieces of `weight` in the shape the penalty takes, each with its piece of `target`."""
+    if axis is not None:
+        matrix = groups_first(weight, axis)
+        per_group = max(1, matrix[0].numel())
+        count = max(1, CHUNK // per_group) if weight.is_cpu else matrix.shape[0]
+        parts = groups_first(target, axis, like=weight).split(count)
+        yield from ((w.flatten(1), t) for w, t in zip(matrix.split(count), parts, strict=True))
+    elif penalty.acts == "entries":
+        yield from _flat(weight, target, CHUNK if weight.is_cpu else weight.numel())
+    else:
+        yield weight, target
+
+
+def _flat(weight: Tensor, target: Tensor, size: int) -> Iterator[Pair]:
+    """Flat views of `size` entries, or both tensors whole where they do not lie alike in memory."""
+    strides = weight.stride()
+    order = sorted(range(weight.dim()), key=lambda i: -strides[i])
+    w, t = weight.permute(order), target.permute(order)
+    if w.is_contiguous() and t.is_contiguous():
+        yield from zip(w.view(-1).split(size), t.view(-1).split(size), strict=True)
+    else:
+        yield weight, target
+
+
+@cache
+def _kernel(penalty: type[Elementwise], in_place: bool) -> Callable[..., Tensor]:
+    """One compiled kernel per kind of penalty: strengths and shapes are its arguments."""
+
+    def pull_weight(weight: Tensor, scale: Tensor, *numbers: Tensor) -> Tensor:
+        return weight.add_(penalty.quick(weight, *numbers) * scale)
+
+    def pull_target(weight: Tensor, target: Tensor, scale: Tensor, *numbers: Tensor) -> Tensor:
+        return target.add_(penalty.quick(weight, *numbers) * scale)
+
+    return torch.compile(pull_weight if in_place else pull_target, dynamic=True)
