@@ -39,16 +39,16 @@ class RelaxedVariableSplitting(Callback):
 
     Args:
         penalty: The penalty $r$, for example `L0()` or `TransformedL1(1.0)`.
-        lam: The weight $\lambda \ge 0$ of the penalty, a number or a schedule. What vanishes depends
-            on `lam / beta` alone: for l0, entries up to $\sqrt{2 \lambda / \beta}$ do.
+        lam: The weight $\lambda \ge 0$ of the penalty, a number or a schedule. What vanishes
+            depends on `lam / beta` alone: for l0, entries up to $\sqrt{2 \lambda / \beta}$ do.
         beta: The coupling $\beta > 0$, a number or a schedule. With a learning rate $\eta$ keep
             $\eta \beta$ well below 2.
         select: Which weights: a name pattern, several, or a `Select`. Default: all convolutions and
             linear layers.
         groups: `"entries"`, or for penalties on rows `"output_channels"` or `"input_channels"`.
         update: `"gradient"` adds the pull to the gradient (the papers; momentum and clipping see
-            it). `"decoupled"` moves the weights after the step, $w \mathrel{-}= \eta \beta (w - u)$,
-            as AdamW does with weight decay: right for adaptive optimizers.
+            it). `"decoupled"` moves the weights after the step, as AdamW does with weight decay,
+            $w \mathrel{-}= \eta \beta (w - u)$: right for adaptive optimizers.
         compiled: Run the step as one compiled kernel. `"auto"`: for penalties on entries in runs
             long enough to earn the compile time back.
 
