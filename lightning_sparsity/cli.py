@@ -1,0 +1,113 @@
+"""The command `lightning-sparsity`: LightningCLI with this package's classes known by name."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_sparsity import callbacks, classifier, data, models, penalties, report, schedules
+from lightning_sparsity.callbacks import SparsityMonitor
+
+DEFAULT_RECIPE = "curves"
+NAMESPACES = (callbacks, classifier, data, models, penalties, schedules)
+"""Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
+
+
+class SparsityCLI(LightningCLI):
+    """LightningCLI that watches the sparsity and ends `fit` with a table and a picture."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Every run has a monitor: `--monitor.every_n_steps` sets its pace."""
+        parser.add_lightning_class_args(SparsityMonitor, "monitor")
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, dense and sparse, and show what came out."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        run = report.summarize(self.trainer, self.model, self.datamodule)
+        if run is not None:
+            _show(run, self.trainer.log_dir)
+
+
+@rank_zero_only
+def _show(run: report.Summary, folder: str | None) -> None:
+    report.print_table(run)
+    if folder is not None:
+        for path in report.save(run, Path(folder)):
+            report.say(f"{path.name:14} {path}")
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("lightning_sparsity") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def with_recipe(args: Sequence[str]) -> list[str]:
+    """The arguments with names of recipes turned into files; without any, the default recipe.
+
+    Raises:
+        ValueError: If `--config` names neither a file nor a recipe.
+    """
+    found = list(args)
+    given = False
+    for i, arg in enumerate(found):
+        flag, equals, value = arg.partition("=")
+        if flag not in ("--config", "-c"):
+            continue
+        given = True
+        if equals:
+            found[i] = f"{flag}={_recipe_file(value)}"
+        elif i + 1 < len(found):
+            found[i + 1] = _recipe_file(found[i + 1])
+    runs = found and found[0] in ("fit", "validate", "test", "predict")
+    if runs and not given and not {"-h", "--help"} & set(found):
+        found[1:1] = ["--config", str(recipes()[DEFAULT_RECIPE])]
+    return found
+
+
+def _recipe_file(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    if name in recipes():
+        return str(recipes()[name])
+    raise ValueError(
+        f"There is neither a file nor a recipe {name!r}. Recipes: {', '.join(recipes())}."
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments to use in place of those of the process.
+    """
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning 2.6 and torch 2.15
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
+    try:
+        # In sys.argv rather than passed on: processes that a strategy starts read it there.
+        sys.argv[1:] = with_recipe(sys.argv[1:] if args is None else args)
+        SparsityCLI(subclass_mode_model=True, subclass_mode_data=True, seed_everything_default=0)
+    except (ValueError, FileNotFoundError, TypeError) as error:
+        if (ours := _ours(error)) is not None:
+            raise SystemExit(f"lightning-sparsity: {ours}") from error
+        raise
+
+
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error in a chain that this package raised: its sentence says all, without a traceback."""
+    while error is not None:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if Path(__file__).parent in raised_in.parents:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+if __name__ == "__main__":
+    main()

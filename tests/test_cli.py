@@ -1,0 +1,110 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_sparsity import cli
+
+Run = Callable[..., None]
+TINY = [
+    *("--data.train", "24", "--data.val", "12", "--data.test", "12", "--data.size", "32"),
+    *("--model.model.size", "32", "--trainer.max_epochs", "1"),
+]
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*overridden by command line.*", "ignore::DeprecationWarning"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    monkeypatch.setattr("sys.argv", ["lightning-sparsity"])
+    return lambda *args: cli.main(list(args))
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:.*tensorboard.*")
+def test_fit_without_a_config_runs_the_default_recipe_and_names_its_files(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", *TINY)
+    shown = capsys.readouterr().out
+    folder = tmp_path / "runs/curves/version_0"
+    figures = json.loads((folder / "summary.json").read_text())
+    assert (folder / "summary.png").stat().st_size > 10_000
+    assert "summary.png" in shown
+    assert "test_acc" in figures["metrics"]
+    assert Path(figures["checkpoint"]).is_file()
+    assert {layer["name"] for layer in figures["layers"]} >= {"model.fc", "model.conv1"}
+    assert figures["flops"]["sparse"] <= figures["flops"]["dense"]
+
+
+@quiet
+def test_flags_override_the_default_recipe_and_bare_class_names_work(
+    run: Run, tmp_path: Path
+) -> None:
+    run(
+        "fit",
+        *TINY,
+        "--trainer.callbacks+=RelaxedVariableSplitting",
+        "--trainer.callbacks.penalty=TransformedL1",
+        "--trainer.callbacks.penalty.a=0.5",
+        "--trainer.callbacks.lam=0.01",
+        "--trainer.callbacks.select=conv2",
+        "--trainer.fast_dev_run=true",
+    )
+
+
+@quiet
+def test_nothing_of_the_default_recipe_leaks_into_a_config_of_the_user(
+    run: Run, tmp_path: Path
+) -> None:
+    config = {
+        "trainer": {"fast_dev_run": True, "accelerator": "cpu"},
+        "model": {"class_path": "ImageClassifier", "init_args": {"model": "CurveNet"}},
+        "data": {
+            "class_path": "Curves",
+            "init_args": {"train": 24, "val": 12, "test": 12, "size": 64},
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    assert cli.with_recipe(["fit", "--config", "mine.yaml"]) == ["fit", "--config", "mine.yaml"]
+    run("fit", "--config", "mine.yaml")
+
+
+@pytest.mark.parametrize("name", list(cli.recipes()))
+def test_every_recipe_is_found_by_name_and_parses(
+    name: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--config", name, "--print_config")
+    assert stop.value.code in (0, None)
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["model"]["class_path"].endswith("ImageClassifier")
+    written = yaml.safe_load(cli.recipes()[name].read_text())
+    assert parsed["trainer"]["max_epochs"] == written["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--config", "nonsense"], "neither a file nor a recipe 'nonsense'. Recipes: "),
+        (["--config=nonsense"], "neither a file nor a recipe 'nonsense'. Recipes: "),
+        (["--data.train", "-3"], "Curves needs train >= 2, got train=-3"),
+        (["--trainer.callbacks.lam", "-3"], "needs a finite lam >= 0, got lam=-3.0"),
+        (["--trainer.callbacks.beta", "0"], "needs a finite beta > 0, got beta=0.0"),
+        (
+            [*TINY, "--trainer.callbacks.select", "fcc"],
+            "'fcc' matches no weight .* model.fc.weight",
+        ),
+    ],
+    ids=["recipe", "recipe with =", "data", "lam", "beta", "select"],
+)
+@quiet
+def test_bad_input_ends_in_one_sentence(run: Run, args: list[str], sentence: str) -> None:
+    with pytest.raises(SystemExit, match=f"^lightning-sparsity: .*{sentence}"):
+        run("fit", *args)
