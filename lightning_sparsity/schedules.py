@@ -45,7 +45,9 @@ class Growing(Schedule):
         if not (self.factor >= 1 and math.isfinite(self.factor)):
             raise ValueError(f"Growing needs a finite factor >= 1, got factor={self.factor}.")
         if self.every_n_epochs < 1:
-            raise ValueError(f"Growing needs every_n_epochs >= 1, got {self.every_n_epochs}.")
+            raise ValueError(
+                f"Growing needs every_n_epochs >= 1, got every_n_epochs={self.every_n_epochs}."
+            )
 
     def at(self, epoch: float) -> float:
         """The number at `epoch`."""
@@ -75,9 +77,10 @@ class Warmup(Schedule):
     def __post_init__(self) -> None:
         if not (self.value >= 0 and math.isfinite(self.value)):
             raise ValueError(f"Warmup needs a finite value >= 0, got value={self.value}.")
-        if not (self.epochs > 0 and self.start >= 0):
+        if not (0 < self.epochs < math.inf and 0 <= self.start < math.inf):
             raise ValueError(
-                f"Warmup needs epochs > 0 and start >= 0, got {self.epochs} and {self.start}."
+                "Warmup needs finite epochs > 0 and start >= 0, "
+                f"got epochs={self.epochs} and start={self.start}."
             )
 
     def at(self, epoch: float) -> float:

@@ -1,7 +1,7 @@
 """Which weights of a module a callback acts on, and how they become rows."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -58,7 +58,8 @@ def select_weights(
         groups: What counts as one group.
 
     Raises:
-        ValueError: If a pattern or a type matches nothing, or a weight does not fit `groups`.
+        ValueError: If a pattern or all of the types match nothing, or a weight does not fit
+            `groups`.
     """
     wanted = _as_select(select)
     candidates = _candidates(module)
@@ -71,10 +72,9 @@ def select_weights(
         )
     for pattern in (*wanted.include, *wanted.exclude):
         if not any(_matches(name, pattern) for name in typed):
-            near = difflib.get_close_matches(pattern, typed, n=3, cutoff=0.2) or list(typed)[:3]
             raise ValueError(
                 f"{pattern!r} matches no weight of a {' or '.join(wanted.types)} module. "
-                f"Near it: {', '.join(near)}."
+                f"Near it: {', '.join(_near(pattern, typed))}."
             )
     names = [
         name
@@ -90,10 +90,25 @@ def select_weights(
     return [_selected(name, typed[name], groups) for name in names]
 
 
+def check_finite(weights: Sequence[Selected]) -> None:
+    """Refuse weights with entries that are infinite or not a number."""
+    for s in weights:
+        broken = int((~s.weight.isfinite()).sum())
+        if broken:
+            raise ValueError(
+                f"{s.name} needs finite entries, got {broken} that are not. "
+                "Initialise it, or load it again."
+            )
+
+
 def _as_select(select: "str | Sequence[str] | Select") -> Select:
-    if isinstance(select, Select):
-        return select
-    return Select(include=(select,) if isinstance(select, str) else tuple(select))
+    if not isinstance(select, Select):
+        select = Select(include=select)
+    return Select(*(_several(x) for x in (select.types, select.include, select.exclude)))
+
+
+def _several(names: str | Sequence[str]) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
@@ -122,6 +137,16 @@ def _matches(name: str, pattern: str) -> bool:
         for candidate in (name, owner)
         for form in (pattern, f"*.{pattern}", f"{pattern}.*", f"*.{pattern}.*")
     )
+
+
+def _near(pattern: str, names: Iterable[str]) -> list[str]:
+    """The three names of which some part is most like `pattern`."""
+
+    def likeness(name: str) -> float:
+        parts = (name, *name.split("."))
+        return max(difflib.SequenceMatcher(None, pattern, part).ratio() for part in parts)
+
+    return sorted(names, key=likeness, reverse=True)[:3]
 
 
 def _selected(name: str, module: nn.Module, groups: Groups) -> Selected:

@@ -59,7 +59,8 @@ def split(weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = N
         A new tensor like `weight`, strides included.
     """
     if axis is None:
-        return penalty.prox(weight, step)
+        copy = penalty.prox(weight, step)
+        return copy if copy.stride() == weight.stride() else torch.empty_like(weight).copy_(copy)
     grouped = groups_first(weight, axis)
     copy = torch.empty_like(weight)
     groups_first(copy, axis, like=weight).copy_(
@@ -96,7 +97,8 @@ def pull(
     if compiled and step > 0 and isinstance(penalty, Elementwise):
         numbers = (scale, *penalty.quick_numbers(step))
         constants = [torch.tensor(x, dtype=torch.float64) for x in numbers]
-        flat = [block for pair in _flat(weight, target, weight.numel()) for block in pair]
+        # Detached, since a kernel is compiled anew for every shape that its input is a view of.
+        flat = [x.detach() for pair in _flat(weight, target, weight.numel()) for x in pair]
         tensors = flat[:1] if target is weight else flat
         _kernel(type(penalty), in_place=target is weight)(*tensors, *constants)
         return
@@ -104,13 +106,21 @@ def pull(
         part.add_(penalty.shrinkage(block, step).view(part.shape), alpha=scale)
 
 
-def compiles(weight: Tensor, penalty: Penalty, step: float) -> bool:
-    """Compile the kernel of `pull` and say how long it took; False where that fails."""
+def compiles(weight: Tensor, penalty: Penalty, step: float, *, in_place: bool = False) -> bool:
+    """Compile the kernel of `pull` and say how long it took; False where that fails.
+
+    Args:
+        weight: A weight of the size and type to come. It is not changed.
+        penalty: The penalty of the kernel; only penalties on entries have one.
+        step: Any step above 0 in the regime to come.
+        in_place: Whether `target` will be `weight` itself.
+    """
     if not isinstance(penalty, Elementwise) or step == 0:
         return False
     started = time.perf_counter()
     try:
-        pull(weight, torch.zeros_like(weight), penalty, step, 1.0, compiled=True)
+        target = torch.zeros_like(weight)
+        pull(target if in_place else weight, target, penalty, step, 1.0, compiled=True)
     except Exception as error:  # a missing or broken compiler shows in many ways
         _log.warning("The splitting step runs uncompiled: %s", str(error).strip().split("\n")[0])
         return False
@@ -140,7 +150,8 @@ def measure(
     weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = None
 ) -> Measurement:
     """Count and sum over a weight and its copy, chunk by chunk, without keeping the copy."""
-    zeros, value, gap = (torch.zeros((), device=weight.device) for _ in range(3))
+    value, gap = (torch.zeros((), device=weight.device) for _ in range(2))
+    zeros = torch.zeros((), device=weight.device, dtype=torch.int64)
     for block, _ in _blocks(weight, weight, penalty, axis):
         removed = penalty.shrinkage(block, step)
         zeros += (removed == block).sum()

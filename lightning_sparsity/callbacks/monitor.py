@@ -39,6 +39,12 @@ class SparsityMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.progress_bar = progress_bar
         self.history: list[dict[str, float]] = []
+        self._seen = 0  # optimizer steps when last looked at
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from the step at which training starts or goes on."""
+        self._seen = trainer.global_step
 
     @override
     def on_train_batch_end(
@@ -51,20 +57,26 @@ class SparsityMonitor(Callback):
     ) -> None:
         """Measure after every `every_n_steps`-th optimizer step."""
         step = trainer.global_step
-        if step % self.every_n_steps or (self.history and self.history[-1]["step"] == step):
-            return
-        figures = _figures(trainer)
+        # Several optimizers take several steps a batch, accumulation none.
+        due = step // self.every_n_steps > self._seen // self.every_n_steps
+        self._seen = step
+        figures = _figures(trainer) if due else {}
         if not figures:
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            figures["objective"] = loss.detach() + sum(
+            # Lightning divides the loss of a batch by the number of batches that make a step.
+            figures["objective"] = loss.detach() * trainer.accumulate_grad_batches + sum(
                 figure for name, figure in figures.items() if name.startswith("penalty")
             )
-        self.history.append({"step": step, **{name: float(f) for name, f in figures.items()}})
-        shown = {name for name in figures if name in ("sparsity", "objective")}
+        numbers = {name: float(figure) for name, figure in figures.items()}
+        self.history.append({"step": step, **numbers})
         for name, figure in figures.items():
-            pl_module.log(name, figure, prog_bar=self.progress_bar and name in shown)
+            shown = self.progress_bar and name in ("sparsity", "objective")
+            pl_module.log(name, figure, prog_bar=shown, logger=False)
+        # Not by `log`, which has a cadence of its own and would repeat old figures in between.
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Relaxed variable splitting as a Lightning callback."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -16,10 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import splitting
+from lightning_sparsity.callbacks.conditions import check_order, check_rates, epoch
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, select_weights
+from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
 
 # Compiling takes seconds and saves up to a nanosecond per weight and step: it pays from here on.
 _WORTH_COMPILING = 2e10
@@ -99,7 +98,9 @@ class RelaxedVariableSplitting(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(penalty=repr(self.penalty), select=repr(self.select))
+        return self._generate_state_key(
+            penalty=repr(self.penalty), select=repr(self.select), groups=self.groups
+        )
 
     @property
     def weights(self) -> list[Selected]:
@@ -108,8 +109,8 @@ class RelaxedVariableSplitting(Callback):
 
     def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
         """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
-        epoch = _epoch(trainer)
-        lam, beta = at(self.lam, epoch), at(self.beta, epoch)
+        now = epoch(trainer)
+        lam, beta = at(self.lam, now), at(self.beta, now)
         splitting.check_strengths(lam, beta)
         return lam, beta
 
@@ -133,10 +134,14 @@ class RelaxedVariableSplitting(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make `state_dict` give `u`, and take note when weights are loaded."""
+        check_order(self, trainer)
+        self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
         self._handles = [
             pl_module.register_state_dict_post_hook(partial(self._put_copies_into)),
             pl_module.register_load_state_dict_post_hook(self._note_loaded_copies),
         ]
+        if stage == "fit":
+            self._step = None
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -149,19 +154,17 @@ class RelaxedVariableSplitting(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the weights, check them, and start from `w`."""
         self._weights = select_weights(pl_module, self.select, self.groups)
-        for s in self._weights:
-            if not s.weight.isfinite().all():
-                raise ValueError(
-                    f"{s.name} has entries that are not finite. Initialise it, or load it again."
-                )
+        check_finite(self._weights)
         self._is_copy = False
         lam, beta = self.strengths(trainer)
-        self._step = lam / beta
+        if self._step is None:  # else a checkpoint knows: the epoch is not restored yet
+            self._step = lam / beta
         if self.update == "decoupled":
             for optimizer in trainer.optimizers:
-                self._check_decoupled(optimizer, trainer)
-                handle = optimizer.register_step_post_hook(self._step_after(trainer))
-                self._handles.append(handle)
+                groups = [group for group in optimizer.param_groups if self._owned([group])]
+                check_rates((float(group["lr"]) for group in groups), beta)
+                move = partial(self._move_weights, trainer)
+                self._handles.append(optimizer.register_step_post_hook(move))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,8 +173,12 @@ class RelaxedVariableSplitting(Callback):
         entries = sum(s.weight.numel() for s in self._weights)
         worth = entries * trainer.estimated_stepping_batches >= _WORTH_COMPILING
         wanted = worth if self.compiled == "auto" else self.compiled
-        largest = max((s.weight for s in self._weights), key=Tensor.numel)
-        self._use_kernel = bool(wanted) and splitting.compiles(largest, self.penalty, lam / beta)
+        largest = max((s.weight.detach() for s in self._weights), key=Tensor.numel)
+        step = lam / beta or 1e-6  # a schedule may begin at zero
+        in_place = self.update == "decoupled"
+        self._use_kernel = bool(wanted) and splitting.compiles(
+            largest, self.penalty, step, in_place=in_place
+        )
 
     @override
     def on_before_optimizer_step(
@@ -185,38 +192,20 @@ class RelaxedVariableSplitting(Callback):
                 if s.weight.grad is not None:
                     self._pull(s, s.weight.grad, beta)
 
-    def _step_after(self, trainer: pl.Trainer) -> Callable[[Optimizer, Any, Any], None]:
+    @torch.no_grad()
+    def _move_weights(self, trainer: pl.Trainer, optimizer: Optimizer, *_: object) -> None:
         """The decoupled update `w -= lr * beta * (w - u)`, run after a step that took place."""
-
-        def decoupled(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-            _, beta = self.strengths(trainer)
-            with torch.no_grad():
-                for group in optimizer.param_groups:
-                    for s in self._owned([group]):
-                        self._pull(s, s.weight, -min(1.0, float(group["lr"]) * beta))
-
-        return decoupled
-
-    def _check_decoupled(self, optimizer: Optimizer, trainer: pl.Trainer) -> None:
-        _, beta = self.strengths(trainer)
+        beta = self.strengths(trainer)[1]
         for group in optimizer.param_groups:
-            if self._owned([group]) and float(group["lr"]) * beta > 1:
-                raise MisconfigurationException(
-                    f"update='decoupled' needs lr * beta <= 1, got lr={float(group['lr'])} and "
-                    f"beta={beta}. Lower beta."
-                )
+            for s in self._owned([group]):
+                self._pull(s, s.weight, -min(1.0, float(group["lr"]) * beta))
 
     def _pull(self, s: Selected, target: Tensor, scale: float) -> None:
         assert self._step is not None
-        splitting.pull(
-            s.weight.detach(),
-            target.detach(),
-            self.penalty,
-            self._step,
-            scale,
-            axis=s.axis,
-            compiled=self._use_kernel,
-        )
+        weight = s.weight.detach()
+        target = weight if target is s.weight else target.detach()
+        pull = partial(splitting.pull, axis=s.axis, compiled=self._use_kernel)
+        pull(weight, target, self.penalty, self._step, scale)
 
     def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
         owned = {id(p) for group in param_groups for p in group["params"]}
@@ -224,7 +213,12 @@ class RelaxedVariableSplitting(Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the sparse copy take the place of the weights, for good."""
+        """Let the sparse copy take the place of the weights; what is saved now holds both."""
+        self._hold_copies()
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """For good, also where there was nothing left to train."""
         self._hold_copies()
         self._dense = []
         self._is_copy = True
@@ -270,12 +264,11 @@ class RelaxedVariableSplitting(Callback):
         self._dense = []
 
     def _put_copies_into(
-        self,
-        module: nn.Module,
-        state: dict[str, Any],
-        prefix: str,
-        metadata: Any,  # noqa: ANN401
+        self, module: pl.LightningModule, state: dict[str, Any], prefix: str, *_: object
     ) -> None:
+        trainer = module._trainer  # none, or another one's: this callback was of an earlier run
+        if trainer is None or self not in trainer.callbacks:  # type: ignore[attr-defined]
+            return
         if self._has_dense_weights():
             for s in self._weights:
                 state[prefix + s.name] = self._copy_of(s)
@@ -303,11 +296,5 @@ class RelaxedVariableSplitting(Callback):
         with torch.no_grad():
             for name, dense in state["weights"].items():
                 parameters[name].copy_(dense)
+        self._is_copy = False
         self._step = state["step"]
-
-
-def _epoch(trainer: pl.Trainer) -> float:
-    """The epoch with the share of its batches that are over."""
-    batches = trainer.num_training_batches
-    share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
-    return trainer.current_epoch + max(share, 0.0)

@@ -12,7 +12,23 @@ from torch import Tensor
 from lightning_sparsity.callbacks import RelaxedVariableSplitting, SparsityMonitor
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
 
-__all__ = ["Layer", "Summary", "summarize"]
+__all__ = ["Layer", "Size", "Summary", "summarize"]
+
+
+@final
+@dataclass(frozen=True)
+class Size:
+    """How many parameters a network has and how many are not exactly zero, dense and sparse.
+
+    Args:
+        parameters: All parameters.
+        dense: Parameters of the dense network that are not zero.
+        sparse: Parameters of the sparse network that are not zero.
+    """
+
+    parameters: int
+    dense: int
+    sparse: int
 
 
 @final
@@ -41,8 +57,7 @@ class Summary:
         split: `"test"` or, where there is no test data, `"validation"`.
         metrics: Metrics by name, each dense and sparse.
         layers: Convolutions and linear layers of the sparse network.
-        parameters: All parameters.
-        nonzero: Parameters that are not exactly zero, dense and sparse.
+        size: Parameters and non-zero parameters.
         work: FLOPs of the sparse network for one example, or None where they could not be counted.
         history: What the monitor measured over the run.
         weights: The split weights, dense and sparse, by name.
@@ -52,8 +67,7 @@ class Summary:
     split: str
     metrics: Mapping[str, tuple[float, float]]
     layers: tuple[Layer, ...]
-    parameters: int
-    nonzero: tuple[int, int]
+    size: Size
     work: FlopCount | None
     history: tuple[Mapping[str, float], ...]
     weights: Mapping[str, tuple[Tensor, Tensor]]
@@ -79,7 +93,7 @@ def summarize(
         return None
     path, sparse, dense = _states(trainer, module)
     split, before = _evaluate(trainer, module, data, {**sparse, **dense})
-    nonzero_before = _nonzero(module)
+    nonzero = _nonzero(module)
     _, after = _evaluate(trainer, module, data, sparse)
     return Summary(
         checkpoint=path,
@@ -90,8 +104,7 @@ def summarize(
             for name, part in module.named_modules()
             if isinstance(part, LAYERS)
         ),
-        parameters=sum(p.numel() for p in module.parameters()),
-        nonzero=(nonzero_before, _nonzero(module)),
+        size=Size(sum(p.numel() for p in module.parameters()), nonzero, _nonzero(module)),
         work=_work(module, trainer),
         history=tuple(_history(trainer)),
         weights={name: (w.cpu(), sparse[name].cpu()) for name, w in dense.items()},

@@ -66,10 +66,9 @@ def _lines(run: Summary) -> Iterator[tuple[str, str, str, str]]:
         as_share = name.endswith("acc")
         before, after = (f"{x:.2%}" if as_share else f"{x:.4f}" for x in (dense, sparse))
         yield f"{name} ({run.split} split)", before, after, ""
-    total = run.parameters
-    dense_count, sparse_count = run.nonzero
+    total, size = run.size.parameters, run.size
     yield "parameters", f"{total:,}", f"{total:,}", ""
-    yield "non-zero", f"{dense_count:,}", f"{sparse_count:,}", f"{1 - sparse_count / total:.2%}"
+    yield "non-zero", f"{size.dense:,}", f"{size.sparse:,}", f"{1 - size.sparse / total:.2%}"
     if run.work is not None:
         skipped = 1 - run.work.effective / run.work.total
         yield "FLOPs", f"{run.work.total:,}", f"{run.work.effective:,}", f"{skipped:.2%}"
@@ -85,8 +84,8 @@ def _figures(run: Summary) -> dict[str, object]:
         "checkpoint": run.checkpoint,
         "split": run.split,
         "metrics": {name: {"dense": d, "sparse": s} for name, (d, s) in run.metrics.items()},
-        "parameters": run.parameters,
-        "nonzero": dict(zip(("dense", "sparse"), run.nonzero, strict=True)),
+        "parameters": run.size.parameters,
+        "nonzero": {"dense": run.size.dense, "sparse": run.size.sparse},
         "flops": None if work is None else {"dense": work.total, "sparse": work.effective},
         "layers": [asdict(layer) for layer in run.layers],
         "history": list(run.history),

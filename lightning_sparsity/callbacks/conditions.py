@@ -1,0 +1,37 @@
+"""What the callbacks ask of a Trainer: how far it is, and that nothing in it works against them."""
+
+import math
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+
+def epoch(trainer: pl.Trainer) -> float:
+    """The epoch with the share of its batches that are over."""
+    batches = trainer.num_training_batches
+    share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
+    return trainer.current_epoch + max(share, 0.0)
+
+
+def check_order(callback: Callback, trainer: pl.Trainer) -> None:
+    """Refuse averages of weights that would be put in the place of what `callback` leaves."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for later in callbacks[callbacks.index(callback) + 1 :]:
+        if any(cls.__name__.endswith("WeightAveraging") for cls in type(later).__mro__):
+            name, average = type(callback).__name__, type(later).__name__
+            raise MisconfigurationException(
+                f"{name} needs to come after {average}, whose averages it makes sparse. "
+                f"Swap them: callbacks=[{average}(...), {name}(...)]."
+            )
+
+
+def check_rates(rates: Iterable[float], beta: float) -> None:
+    """Refuse a decoupled update that would move weights beyond their copies."""
+    for rate in rates:
+        if rate * beta > 1:
+            raise MisconfigurationException(
+                f"update='decoupled' needs lr * beta <= 1, got lr={rate} and beta={beta}. "
+                "Lower beta."
+            )

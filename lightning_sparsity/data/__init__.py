@@ -1,0 +1,16 @@
+"""Data as `LightningDataModule`s, held in memory."""
+
+from lightning_sparsity.data.curves import Curves
+from lightning_sparsity.data.loader import TensorLoader
+from lightning_sparsity.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, VisionData
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "SVHN",
+    "Curves",
+    "FashionMNIST",
+    "TensorLoader",
+    "VisionData",
+]
