@@ -26,8 +26,8 @@ class Curves(LightningDataModule):
     The data of the paper was never published and its abstract only names the task, so everything
     here is ours: words in many typefaces and sizes, and synthetic handwriting of pen strokes. All
     strokes are displaced by random fields of one wavelength. Shaky writing has a tremor, regular
-    writing an equally strong but slow sway. The share of ink, the blur and the noise say nothing
-    about the class, and a linear classifier does little better than chance.
+    writing an equally strong but slow sway. The share of ink, the blur and the noise say little
+    about the class, and a linear classifier on pixels does no better than chance.
 
     Words and typefaces of the test split occur in neither training nor validation; the words of
     validation do not occur in training. The pictures are made at the first `setup`, in memory, the
