@@ -47,14 +47,16 @@ def _histogram(axes: Axes, run: Summary) -> None:
     name, (dense, sparse) = max(run.weights.items(), key=lambda item: item[1][0].numel())
     reach = float(torch.cat([dense.flatten(), sparse.flatten()]).abs().max()) or 1.0
     kept = sparse[sparse != 0]
+    bins = 80 if dense.numel() > 2000 else 20
+    edges = torch.linspace(-reach, reach, bins + 1)
+    tallest = 1.0
     for values, label, color in (
         (dense, f"dense w ({dense.numel():,})", DENSE),
         (kept, f"sparse u, non-zero ({kept.numel():,})", SPARSE),
     ):
-        counts = torch.histc(values.float().flatten(), 80, -reach, reach)
-        edges = torch.linspace(-reach, reach, 81)
-        axes.stairs(
-            counts.tolist(), edges.tolist(), fill=True, alpha=0.75, color=color, label=label
-        )
+        counts = torch.histc(values.float().flatten(), bins, -reach, reach)
+        tallest = max(tallest, float(counts.max()))
+        axes.stairs(counts.tolist(), edges.tolist(), fill=True, alpha=0.7, color=color, label=label)
     axes.set(title=f"Weights of {name}", xlabel="value", ylabel="count", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(0.5, 20 * tallest)  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
