@@ -1,0 +1,216 @@
+"""Which channels are constant, and what they are: the tape run again on constants instead of activations.
+
+A channel that depends on nothing but weights has one value everywhere. NaN stands for everything else. Numbers are
+float64, so that folding them away loses nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sparsity.surgery import ops
+from lightning_sparsity.surgery.labels import compact
+from lightning_sparsity.surgery.moves import move
+from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Unknown, Value, Weight, swapped
+
+NAN = float("nan")
+
+
+class Constants:
+    """The constants of a model whose BatchNorm scales in `dead` count as zero.
+
+    Args:
+        model: The model, with the weights of now.
+        tape: What its run left behind.
+        dead: For each BatchNorm layer by name the scales that count as zero.
+    """
+
+    def __init__(self, model: nn.Module, tape: Tape, dead: Mapping[str, Tensor]) -> None:
+        self.modules = dict(model.named_modules())
+        self.weights = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.dead = dead
+        self.known: dict[Value, Tensor] = {}
+        self.zeros: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self.columns: dict[str, Tensor] = {}
+        """Per layer the constant that each input channel carries, in all calls that count."""
+        self.rows: dict[str, Tensor] = {}
+        """Per layer the constant that each output channel makes."""
+        read: dict[Call, Tensor] = {}
+        made: dict[Call, Tensor] = {}
+        for step in tape.steps:
+            if step.call is not None and step.site is not None:
+                read[step.call], made[step.call] = self._layer(step.site, step.call)
+            else:
+                self._run(step)
+        for name, site in tape.sites.items():
+            self.columns[name] = _agreed([read[call] for call in site.seen()])
+            self.rows[name] = _agreed([made[call] for call in site.seen()])
+
+    def folds(self, site: Site) -> Tensor:
+        """The columns whose constant a bias can carry exactly."""
+        c = self.columns[site.name]
+        fine = ~c.isnan() if all(call.folds for call in site.seen()) else c == 0
+        empty = self._zeros(site)[1]
+        return fine if empty is None else fine | empty
+
+    def _of(self, value: Value) -> Tensor:
+        if value not in self.known:
+            self.known[value] = torch.full_like(compact(value.labels, value.labels), NAN, dtype=torch.float64)
+        return self.known[value]
+
+    def _run(self, step: Step) -> None:
+        made = self._evaluate(step)
+        for value, c in zip(step.results, made, strict=True):
+            if value is None:
+                continue
+            shape = compact(value.labels, value.labels).shape
+            if c is None or c.numel() != shape.numel():
+                c = torch.full(shape, NAN, dtype=torch.float64)
+            self.known[value] = torch.where(c.isfinite(), c, NAN).reshape(shape)
+
+    def _evaluate(self, step: Step) -> list[Tensor | None]:
+        unknown: list[Tensor | None] = [None] * len(step.results)
+        if all(bool(self._of(value).isnan().all()) for value in step.inputs):
+            return unknown
+        if step.kind == "move":
+            return self._moved(step)
+        if step.kind == "keep":
+            c = self._of(step.inputs[0])
+            return [torch.where(c == 0, c, NAN) if _averages_padding(step) else c for _ in step.results]
+        if step.kind == "pad":
+            return [self._padded(step)]
+        if step.kind == "reduce":
+            c = self._of(step.inputs[0])
+            return [torch.where(c == 0, c, NAN) if step.name == "sum" else c]
+        if step.kind in ("map", "product"):
+            return [self._mapped(step)]
+        return unknown
+
+    def _moved(self, step: Step) -> list[Tensor | None]:
+        def swap(x: Any) -> Any:  # noqa: ANN401
+            return self._of(x).expand(x.labels.shape) if isinstance(x, Value) else x
+
+        shapes = [value.labels.shape for value in step.results if value is not None]
+        moved = move(step.name, step.func, swapped(step.args, swap), swapped(step.kwargs, swap), shapes)
+        if moved is None:
+            return [None] * len(step.results)
+        return [compact(c, value.labels) for c, value in zip(moved, step.results, strict=True) if value is not None]
+
+    def _mapped(self, step: Step) -> Tensor | None:
+        """An elementwise function of constants is the function of the constants; zero times anything is zero."""
+
+        def swap(x: Any) -> Any:  # noqa: ANN401
+            if isinstance(x, Unknown):
+                return torch.tensor(NAN, dtype=torch.float64)
+            if isinstance(x, Weight):
+                return self.weights[x.name].detach().double().cpu()
+            return self._of(x).clone() if isinstance(x, Value) else x
+
+        args, kwargs = swapped(step.args, swap), swapped(step.kwargs, swap)
+        func = getattr(torch, step.name) if step.name in ops.SUMS | ops.PRODUCTS else step.func
+        made: Tensor = func(*args, **kwargs)
+        if step.name == "mul" and len(step.inputs) == 2:
+            made = torch.where((args[0] == 0) | (args[1] == 0), 0.0, made)
+        return made
+
+    def _padded(self, step: Step) -> Tensor:
+        c = self._of(step.inputs[0])
+        if ops.argument(step.args, step.kwargs, 2, "mode", "constant") != "constant":
+            return c
+        filled = ops.argument(step.args, step.kwargs, 3, "value", None) or 0.0
+        return torch.where(c == filled, c, NAN)
+
+    # -- layers --------------------------------------------------------------------------------------------------
+
+    def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
+        c = self._of(call.source).flatten()
+        if c.numel() != site.columns.numel() or not site.can_select:
+            c = torch.full((site.columns.numel(),), NAN, dtype=torch.float64)
+        made = self._dense(site, call, c) if site.kind == "dense" else self._channels(site, call, c)
+        self.known[call.result] = made.view(compact(call.result.labels, call.result.labels).shape)
+        return c, made
+
+    def _dense(self, site: Site, call: Call, c: Tensor) -> Tensor:
+        bias = self._bias(site)
+        made = torch.full((site.rows.numel(),), NAN, dtype=torch.float64)
+        empty = self._zeros(site)[0]
+        if empty is not None:
+            made = torch.where(empty, bias, made)
+        fine = ~c.isnan() if call.folds else c == 0
+        return bias + self._contribution(site, c, torch.ones_like(fine)) if bool(fine.all()) else made
+
+    def contribution(self, site: Site, folded: Tensor) -> Tensor:
+        """What the constants in the columns `folded` add to each row."""
+        return self._contribution(site, self.columns[site.name], folded)
+
+    def _contribution(self, site: Site, c: Tensor, folded: Tensor) -> Tensor:
+        chosen = (folded & (c != 0) & ~c.isnan()).nonzero().flatten()
+        if not chosen.numel():
+            return torch.zeros(site.rows.numel(), dtype=torch.float64)
+        weight = self._weight(site).transpose(0, site.weight_dims[0])[:, chosen.to(self._weight(site).device)]
+        taps = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
+        return taps.cpu() @ c[chosen]
+
+    def _channels(self, site: Site, call: Call, c: Tensor) -> Tensor:
+        module = self.modules[site.name]
+        if isinstance(module, nn.PReLU):
+            return torch.where(c < 0, c * self._vector(module.weight, 1.0, c), c)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            taps = module.weight.detach().double().cpu().flatten(1).sum(1)
+            fine = ~c.isnan() if call.folds else c == 0
+            unread = (module.weight.detach() == 0).flatten(1).all(1).cpu()
+            return torch.where(unread, 0.0, torch.where(fine, taps * c, NAN)) + self._bias(site)
+        shift = self._vector(module.bias, 0.0, c)
+        made = shift + self._normalised(module, c) * self._vector(module.weight, 1.0, c)
+        scale_is_zero = self._vector(module.weight, 1.0, c) == 0
+        if site.name in self.dead:
+            scale_is_zero = scale_is_zero | self.dead[site.name].cpu()
+        return torch.where(scale_is_zero, shift, made)
+
+    def _normalised(self, module: Any, c: Tensor) -> Tensor:  # noqa: ANN401
+        mean, var = module.running_mean, module.running_var
+        own_statistics = isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+        if mean is None or var is None or own_statistics:
+            return torch.where(c.isnan(), NAN, 0.0)  # minus its own mean, a constant is zero
+        return (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
+
+    def _vector(self, x: Any, default: float, like: Tensor) -> Tensor:  # noqa: ANN401
+        return torch.full_like(like, default) if x is None else x.detach().double().cpu()
+
+    def _bias(self, site: Site) -> Tensor:
+        bias = self.modules[site.name].bias
+        return torch.zeros(site.rows.numel(), dtype=torch.float64) if bias is None else bias.detach().double().cpu()  # type: ignore[operator, union-attr, return-value]
+
+    def _weight(self, site: Site) -> Tensor:
+        return self.modules[site.name].weight.detach()  # type: ignore[operator, union-attr, return-value]
+
+    def _zeros(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
+        """Which rows and which columns of a dense layer's weight are zero (None: none are)."""
+        if site.name not in self.zeros:
+            self.zeros[site.name] = (None, None)
+            weight = self._weight(site)
+            if site.kind == "dense" and int(weight.count_nonzero()) < weight.numel():
+                used = (weight.transpose(0, site.weight_dims[0]) != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
+                self.zeros[site.name] = (~used.any(1).cpu(), ~used.any(0).cpu())
+        return self.zeros[site.name]
+
+
+def _agreed(calls: list[Tensor]) -> Tensor:
+    """The constants on which all calls agree."""
+    first = calls[0]
+    for other in calls[1:]:
+        first = torch.where(first == other, first, NAN)
+    return first
+
+
+def _averages_padding(step: Step) -> bool:
+    """Whether a pooling mixes zeros from outside into its averages."""
+    if not step.name.startswith("avg_pool"):
+        return False
+    padding = ops.argument(step.args, step.kwargs, 3, "padding", 0)
+    padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    counts = bool(ops.argument(step.args, step.kwargs, 5, "count_include_pad", True))
+    override = ops.argument(step.args, step.kwargs, 6, "divisor_override", None)
+    return override is not None or (padded and counts)

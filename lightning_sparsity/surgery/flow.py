@@ -1,0 +1,213 @@
+"""Follow the channels of any CNN through one real run of it."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from lightning_sparsity.surgery.labels import ROOT, compact, components
+from lightning_sparsity.surgery.plan import Plan, make_plan
+from lightning_sparsity.surgery.tape import Frozen, Tape, swapped
+from lightning_sparsity.surgery.tracer import MARK, Tracer
+
+
+class ChannelFlow:
+    """Where each channel of a model is made, changed and read. Made by `trace`; print it to see what cannot be cut.
+
+    Attributes:
+        norms: The BatchNorm layers that the run went through, with their numbers of channels.
+        frozen: What cannot be cut, by module, function and reason.
+        notes: What else there is to know about the run.
+    """
+
+    def __init__(self, model: nn.Module, tape: Tape, example_inputs: Any, notes: list[str]) -> None:  # noqa: ANN401
+        self.model = model
+        self.tape = tape
+        self.example_inputs = example_inputs
+        self.notes = notes
+        self.frozen: list[Frozen] = tape.report()
+        self.classes = components(tape.variables, tape.ties)
+        self.signature = signature_of(model)
+        modules = dict(model.named_modules())
+        self.norms = {name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])}
+
+    def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True) -> Plan:
+        """What can be removed when some BatchNorm scales count as zero.
+
+        Args:
+            dead: For each BatchNorm layer by name a boolean mask over its channels, True where the scale counts as zero.
+                Layers that are not named keep all their channels. Zero rows and columns of convolutions and linear
+                layers count as well.
+            gather: Whether layers may pick their inputs and fill in constants. It removes every dead channel of
+                residual, dense and pre-activation networks, at the price of copying activations. Without it, channels
+                that a sum or concatenation ties together go only when all of them are dead.
+
+        Raises:
+            ValueError: If a name or a mask does not fit the model, or a scale is NaN.
+        """
+        self._check(dead)
+        return make_plan(self, self.model, dead, gather=gather)
+
+    def _check(self, dead: Mapping[str, Tensor]) -> None:
+        if signature_of(self.model) != self.signature:
+            raise ValueError("The plan needs the model as it was traced, but its weights have other shapes now. Trace it again.")
+        for name, mask in dead.items():
+            if name not in self.norms:
+                known = ", ".join(list(self.norms)[:5]) or "none"
+                raise ValueError(f"dead needs names of BatchNorm layers that the trace went through, got {name!r}. Known: {known} ….")
+            if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
+                raise ValueError(
+                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got {mask.dtype} of shape {tuple(mask.shape)}."
+                )
+
+    def __str__(self) -> str:
+        channels = sum(self.norms.values())
+        lines = [f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} BatchNorm layers with {channels} channels"]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  frozen: {item}" for item in self.frozen]
+        return "\n".join(lines)
+
+
+def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
+    """Run a model once and follow its channels.
+
+    The model runs in evaluation mode, and once more in training mode if its own code asks for the mode, so heads that
+    only train are seen. Its weights, buffers, modes and hooks stay as they are, and so does the random state.
+
+    Args:
+        model: The model. Any Python control flow will do; what depends on the data is seen as it happens in this run.
+        example_inputs: A tensor or list (the only argument), a tuple (all arguments) or a dict (keyword arguments). A
+            batch of one will do.
+
+    Returns:
+        The flow, which makes plans.
+
+    Raises:
+        ValueError: If the model cannot run on the inputs, or has no layer that can be cut.
+    """
+    tape, notes = Tape(), list[str]()
+    try:
+        _run(model, tape, example_inputs, training=False)
+    except Exception as error:
+        raise ValueError(f"trace needs example inputs that the model runs on, but it raised {type(error).__name__}: {error}") from error
+    if _asks_for_mode(model):
+        try:
+            _run(model, tape, example_inputs, training=True)
+        except Exception as error:  # the heads of torchvision's detectors need targets to train
+            notes.append(f"layers that only run in training were not seen: {type(error).__name__}: {error}")
+    if not tape.sites:
+        raise ValueError(f"trace needs a model with convolutions, linear or norm layers, got {type(model).__name__} without any in its run.")
+    return ChannelFlow(model, tape, example_inputs, notes)
+
+
+def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
+    """Call a model on example inputs in any of the forms that `trace` takes."""
+    if isinstance(example_inputs, tuple):
+        return model(*example_inputs)
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    return model(example_inputs)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with scales of its own."""
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__ == "FrozenBatchNorm2d"
+    return norm and module.weight is not None
+
+
+def signature_of(model: nn.Module) -> dict[str, list[int]]:
+    """The shapes by which a plan knows its model again."""
+    return {name: list(x.shape) for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+
+
+def tensors_in(item: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """All tensors in a nest of containers and plain objects."""
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, Mapping):
+        for x in item.values():
+            yield from tensors_in(x)
+    elif isinstance(item, (list, tuple, set)):
+        for x in item:
+            yield from tensors_in(x)
+    elif hasattr(item, "__dict__") and not isinstance(item, (nn.Module, type)):
+        yield from tensors_in(vars(item))
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Leave modes, buffers and random state as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(x, x.clone()) for x in model.buffers()]
+    try:
+        with torch.random.fork_rng(enabled=True), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for x, before in buffers:
+                if not torch.equal(x, before):
+                    x.copy_(before)
+
+
+def show_heads(model: nn.Module) -> None:
+    """Training mode for the model's own code only: dropout, batch norm and their like stay in evaluation."""
+    for module in model.modules():
+        module.training = not _is_library(type(module))
+
+
+def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -> None:  # noqa: ANN401
+    tracer = Tracer(model, tape, training=training)
+    inputs = swapped(example_inputs, lambda x: x.detach() if isinstance(x, Tensor) else x)
+    with preserved(model):
+        if training:
+            show_heads(model)
+        else:
+            model.eval()
+        enter = register_module_forward_pre_hook(tracer.enter_module)
+        leave = register_module_forward_hook(tracer.leave_module)
+        try:
+            with tracer:
+                result = call(model, inputs)
+        finally:
+            enter.remove()
+            leave.remove()
+        _hold(model, tape, result)
+
+
+def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
+    """What the model returns, or keeps for later, stays whole."""
+    stored = [x for module in model.modules() for x in vars(module).values() if isinstance(x, (Tensor, list, dict, tuple))]
+    for x in tensors_in([result, stored]):
+        value = x.__dict__.pop(MARK, None)
+        if value is not None and not isinstance(value, str):
+            labels = compact(value.labels, value.labels).flatten()
+            labels = labels[labels != ROOT]
+            tape.ties.append((labels, torch.zeros_like(labels)))
+
+
+def _asks_for_mode(model: nn.Module) -> bool:
+    """Whether any code of the model's own reads `training`."""
+    own = {type(module) for module in model.modules() if not _is_library(type(module))}
+    return any(_mentions(cls, "training") for cls in own)
+
+
+def _is_library(cls: type) -> bool:
+    return cls.__module__.startswith(("torch.nn.", "torchvision.ops."))
+
+
+def _mentions(cls: type, name: str) -> bool:
+    bases = [base for base in inspect.getmro(cls) if not _is_library(base) and base is not object]
+    functions = [f for base in bases for f in vars(base).values()]
+    codes = [getattr(inspect.unwrap(f), "__code__", None) for f in functions if callable(f)]
+    return any(_reads(code, name) for code in codes if code is not None)
+
+
+def _reads(code: CodeType, name: str) -> bool:
+    return name in code.co_names or any(_reads(c, name) for c in code.co_consts if isinstance(c, CodeType))

@@ -1,0 +1,171 @@
+"""Which channels stay: dead-code elimination on classes of tied variables.
+
+A class is absent, present (its channels exist, their value does not matter) or valued (somebody needs the value).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.labels import components
+from lightning_sparsity.surgery.tape import Site, Tape
+
+ABSENT, PRESENT, VALUED = 0, 1, 2
+
+
+@dataclass(eq=False)
+class Solved:
+    """What stays of one layer, as masks over its dense rows and columns."""
+
+    computed: Tensor
+    """The rows that the layer still computes."""
+    leaving: Tensor
+    """The rows that exist after the layer (and its `Scatter`)."""
+    kept: Tensor
+    """The columns that the layer still reads."""
+    arriving: Tensor
+    """The columns that exist before the layer (and its `Select`)."""
+    folded: Tensor
+    """The columns whose constant moves into the bias."""
+    carried: Tensor
+    """The columns whose constant moves into one other column, because zero padding keeps it out of the bias."""
+    carrier: int | None = None
+    """The kept column that takes over the `carried` ones; None means a column of ones is appended."""
+
+
+class Solver:
+    """Finds for every layer what can go, given what is constant.
+
+    Args:
+        tape: The run of the model.
+        classes: The class of every variable.
+        constants: What is constant.
+        gather: Whether layers may pick their inputs (`Select`) and fill in constants (`Scatter`).
+    """
+
+    def __init__(self, tape: Tape, classes: Tensor, constants: Constants, *, gather: bool) -> None:
+        self.constants = constants
+        self.gather = gather
+        self.sites = tape.sites
+        if not gather:
+            classes = without_gathering(tape, classes)
+        self.row_class = {name: classes[site.rows] for name, site in tape.sites.items()}
+        self.column_class = {name: classes[site.columns] for name, site in tape.sites.items()}
+        self.state = torch.zeros(tape.variables, dtype=torch.int8)
+        self.state[0] = VALUED
+        self.foldable = {name: constants.folds(site) for name, site in tape.sites.items()}
+
+    def solve(self) -> dict[str, Solved]:
+        """What stays of every layer."""
+        backwards = list(self.sites.values())[::-1]
+        while True:
+            self._settle(backwards)
+            before = self.state.clone()
+            for site in backwards:
+                self._keep_one(site)
+            if torch.equal(before, self.state) and not self._revive_carriers():
+                return {name: self._solved(site) for name, site in self.sites.items()}
+
+    def _settle(self, sites: list[Site]) -> None:
+        before = None
+        while before is None or not torch.equal(before, self.state):
+            before = self.state.clone()
+            for site in sites:
+                self._need_inputs(site)
+
+    def _computed(self, site: Site) -> Tensor:
+        leaving = self.state[self.row_class[site.name]] >= PRESENT
+        if self.gather and site.can_scatter and (site.can_select or site.kind == "dense"):
+            leaving = leaving & self.constants.rows[site.name].isnan()
+        return leaving
+
+    def _droppable(self, site: Site) -> Tensor:
+        """The columns that the layer can do without, at most for a column of ones or another constant."""
+        c = self.constants.columns[site.name]
+        if not site.can_select and self.gather:
+            return torch.zeros_like(c, dtype=torch.bool)
+        return self.foldable[site.name] | (~c.isnan() if site.can_append or not self.gather else c == 0)
+
+    def _need_inputs(self, site: Site) -> None:
+        computed = self._computed(site)
+        columns, rows = self.column_class[site.name], self.row_class[site.name]
+        live = computed & (self.state[rows] == VALUED) & self.constants.rows[site.name].isnan()
+        if site.kind == "channel":
+            self._raise(columns[computed], PRESENT)
+            self._raise(columns[live], VALUED)
+        elif bool(live.any()):
+            self._raise(columns[~self._droppable(site)], VALUED)
+
+    def _raise(self, classes: Tensor, level: int) -> None:
+        if classes.numel():
+            self.state[classes] = self.state[classes].clamp(min=level)
+
+    def _keep_one(self, site: Site) -> None:
+        """No layer and no activation without channels."""
+        rows, columns = self.row_class[site.name], self.column_class[site.name]
+        if not bool((self.state[rows] >= PRESENT).any()):
+            self._raise(rows[:1], PRESENT)
+        if not bool((self.state[columns] >= PRESENT).any()):
+            self._raise(columns[:1], PRESENT)
+        if site.kind == "channel" and not bool(self._computed(site).any()):
+            self._raise(columns[self._first(site)], PRESENT)
+
+    def _first(self, site: Site) -> Tensor:
+        """The row that is kept so that a layer is not empty: one that exists, and whose input exists if possible."""
+        leaving = (self.state[self.row_class[site.name]] >= PRESENT).to(torch.int8)
+        arriving = (self.state[self.column_class[site.name]] >= PRESENT).to(torch.int8)
+        return (2 * leaving + arriving if site.kind == "channel" else leaving).argmax().view(1)
+
+    def _revive_carriers(self) -> bool:
+        """Without gathering, one constant channel has to stay for each layer that pads others with zeros."""
+        if self.gather:
+            return False
+        revived = False
+        for site in self.sites.values():
+            solved = self._solved(site)
+            if bool(solved.carried.any()) and solved.carrier is None:
+                c = self.constants.columns[site.name].abs()
+                best = torch.where(solved.carried, c, -1.0).argmax().view(1)
+                self._raise(self.column_class[site.name][best], VALUED)
+                revived = True
+        return revived
+
+    def _solved(self, site: Site) -> Solved:
+        name = site.name
+        leaving = self.state[self.row_class[name]] >= PRESENT
+        arriving = self.state[self.column_class[name]] >= PRESENT
+        computed = self._computed(site)
+        if not bool(computed.any()):
+            computed = computed.index_fill(0, self._first(site), True)
+        if site.kind == "channel":
+            none = torch.zeros_like(computed)
+            return Solved(computed, leaving, computed, arriving, none, none)
+        live = computed & (self.state[self.row_class[name]] == VALUED) & self.constants.rows[name].isnan()
+        return self._dense(site, computed, leaving, arriving, needed=bool(live.any()))
+
+    def _dense(self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor, *, needed: bool) -> Solved:
+        c = self.constants.columns[site.name]
+        droppable = self._droppable(site) if needed else torch.full_like(arriving, site.can_select or not self.gather)
+        kept = arriving & ~droppable if self.gather and site.can_select else arriving
+        dropped = ~kept
+        folded = dropped & self.foldable[site.name] if needed else torch.zeros_like(kept)
+        carried = dropped & ~self.foldable[site.name] if needed else torch.zeros_like(kept)
+        carrier = None
+        if not self.gather:
+            valued = self.state[self.column_class[site.name]] == VALUED
+            candidates = torch.where(kept & valued & ~c.isnan(), c.abs(), 0.0)
+            carrier = int(candidates.argmax()) if float(candidates.max()) > 0 else None
+        if not bool(kept.any()) and not (self.gather and bool(carried.any())):
+            kept = kept.index_fill(0, arriving.to(torch.int8).argmax().view(1), True)
+            folded = folded & ~kept
+        return Solved(computed, leaving, kept, arriving, folded, carried, carrier)
+
+
+def without_gathering(tape: Tape, classes: Tensor) -> Tensor:
+    """Classes in which the two sides of a batch norm or depthwise convolution live and die together."""
+    pairs = [(classes[site.rows], classes[site.columns]) for site in tape.sites.values() if site.kind == "channel"]
+    everything = torch.arange(tape.variables)
+    return components(tape.variables, [(everything, classes), *pairs])
+

@@ -1,0 +1,137 @@
+"""What one run of a model leaves behind: values, steps, and the layers (sites) that make and read channels."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["move", "map", "keep", "reduce", "product", "pad", "site", "opaque"]
+
+
+@dataclass(eq=False)
+class Value:
+    """One activation: its labels, and how many steps read it."""
+
+    labels: Tensor
+    uses: int = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of the model, by name: its value is looked up when it is needed."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A tensor that was computed on the way and may differ in the next run (noise, positions)."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One use of a layer."""
+
+    source: Value
+    result: Value
+    folds: bool
+    """A constant in every position comes out as a constant: no zero padding, no overlap at the border."""
+    positions: int
+    """Entries of the result per output channel, the batch included."""
+    training: bool
+
+
+@dataclass(eq=False)
+class Site:
+    """A layer whose channels can be cut.
+
+    A `"dense"` layer (convolution, linear) makes each row from all columns; a `"channel"` layer (batch norm, depthwise
+    convolution, PReLU) makes each row from the column of the same number.
+    """
+
+    name: str
+    kind: Literal["dense", "channel"]
+    rows: Tensor
+    """The variable that each output channel makes."""
+    columns: Tensor
+    """The variable that each input channel reads (in the first call; the other calls are tied to it)."""
+    dims: tuple[int, int]
+    """The channel dimension of input and output, counted from the end for layers that take both batches and single items."""
+    weight_dims: tuple[int, int] = (0, 1)
+    """The dimensions of the weight that hold rows and columns."""
+    calls: list[Call] = field(default_factory=list)
+    can_select: bool = True
+    can_append: bool = True
+    can_scatter: bool = True
+
+    def seen(self) -> list[Call]:
+        """The calls that count: those in evaluation, or in training for a layer that only trains."""
+        return [call for call in self.calls if not call.training] or self.calls
+
+
+@dataclass(eq=False)
+class Step:
+    """One recorded function call, with values, weights and unknowns in place of tensors."""
+
+    kind: Kind
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Value]
+    results: list[Value | None]
+    site: Site | None = None
+    call: Call | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that stay, and why."""
+
+    module: str
+    op: str
+    reason: str
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.module or '(model)'}: {self.op} {self.reason} ({self.channels} channels)"
+
+
+@dataclass(eq=False)
+class Tape:
+    """Everything a trace has seen, in order."""
+
+    steps: list[Step] = field(default_factory=list)
+    sites: dict[str, Site] = field(default_factory=dict)
+    ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    frozen: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict)
+    variables: int = 1
+
+    def new_variables(self, n: int) -> Tensor:
+        """`n` fresh variables."""
+        self.variables += n
+        return torch.arange(self.variables - n, self.variables)
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Whatever happens to a variable of `a` happens to the one at the same place of `b`."""
+        different = a != b
+        if bool(different.any()):
+            self.ties.append((a[different], b[different]))
+
+    def report(self) -> list[Frozen]:
+        """What was frozen, by module, function and reason."""
+        return [
+            Frozen(*key, channels=int(torch.cat(labels).unique().numel())) for key, labels in self.frozen.items()
+        ]
+
+
+def swapped(item: Any, swap: Any) -> Any:  # noqa: ANN401
+    """The same arguments with `swap` applied to every leaf of lists, tuples, dicts and slices."""
+    if isinstance(item, tuple):
+        return tuple(swapped(x, swap) for x in item)
+    if isinstance(item, list):
+        return [swapped(x, swap) for x in item]
+    if isinstance(item, dict):
+        return {key: swapped(x, swap) for key, x in item.items()}
+    return swap(item)
