@@ -133,7 +133,7 @@ class Constants:
         return c, made
 
     def _dense(self, site: Site, call: Call, c: Tensor) -> Tensor:
-        bias = self._bias(site)
+        bias = self.bias(site)
         made = torch.full((site.rows.numel(),), NAN, dtype=torch.float64)
         empty = self._zeros(site)[0]
         if empty is not None:
@@ -161,7 +161,7 @@ class Constants:
             taps = module.weight.detach().double().cpu().flatten(1).sum(1)
             fine = ~c.isnan() if call.folds else c == 0
             unread = (module.weight.detach() == 0).flatten(1).all(1).cpu()
-            return torch.where(unread, 0.0, torch.where(fine, taps * c, NAN)) + self._bias(site)
+            return torch.where(unread, 0.0, torch.where(fine, taps * c, NAN)) + self.bias(site)
         shift = self._vector(module.bias, 0.0, c)
         made = shift + self._normalised(module, c) * self._vector(module.weight, 1.0, c)
         scale_is_zero = self._vector(module.weight, 1.0, c) == 0
@@ -179,7 +179,8 @@ class Constants:
     def _vector(self, x: Any, default: float, like: Tensor) -> Tensor:  # noqa: ANN401
         return torch.full_like(like, default) if x is None else x.detach().double().cpu()
 
-    def _bias(self, site: Site) -> Tensor:
+    def bias(self, site: Site) -> Tensor:
+        """The bias of each row, zero where there is none."""
         bias = self.modules[site.name].bias
         return torch.zeros(site.rows.numel(), dtype=torch.float64) if bias is None else bias.detach().double().cpu()  # type: ignore[operator, union-attr, return-value]
 

@@ -99,6 +99,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
         try:
             _run(model, tape, example_inputs, training=True)
         except Exception as error:  # the heads of torchvision's detectors need targets to train
+            tape.forget_training()
             notes.append(f"layers that only run in training were not seen: {type(error).__name__}: {error}")
     if not tape.sites:
         raise ValueError(f"trace needs a model with convolutions, linear or norm layers, got {type(model).__name__} without any in its run.")

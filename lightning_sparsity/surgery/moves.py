@@ -28,6 +28,14 @@ def cuts_channels(name: str, args: Sequence[Any], kwargs: dict[str, Any], labels
     return bool(along & {d % labels.dim() for d in _sequence(dims)})
 
 
+def fixes_channels(args: Sequence[Any], shape: Sequence[int], labels: Tensor) -> bool:
+    """Whether a view leaves some dimension open (-1) but not that of the channels: the code may count on their number."""
+    sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    if len(sizes) != len(shape) or not all(isinstance(n, int) for n in sizes):
+        return False
+    return -1 in sizes and any(sizes[d] != -1 for d in varying(labels))
+
+
 def move(
     name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: list[torch.Size], tie: Tie | None = None
 ) -> list[Tensor] | None:
@@ -54,7 +62,7 @@ def _joined(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tie: Tie |
     parts = list(ops.argument(args, kwargs, 0, "tensors"))
     if name == "stack":
         parts = [x.unsqueeze(dim) for x in parts]
-    parts = [x for x in parts if x.shape != (0,)] or parts  # `cat` skips empty tensors of one dimension
+    parts = [x for x in parts if x.numel()] or parts[:1]
     dim %= parts[0].dim()
     shape = list(parts[0].shape)
     shape[dim] = sum(x.size(dim) for x in parts)

@@ -34,6 +34,10 @@ class Cut:
     bias: bool = False
     """Whether it needs a bias that it did not have."""
 
+    def same_channels(self, other: "Cut") -> bool:
+        """Whether two cuts leave the same channels."""
+        return self.ones == other.ones and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+
 
 @dataclass(eq=False)
 class Plan:

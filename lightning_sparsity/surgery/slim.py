@@ -1,4 +1,4 @@
-"""Carry out a plan: a new, smaller model that computes what the masked one computes, and the proof of it."""
+"""Carry out a plan: a new, smaller model that computes what the masked one computes."""
 
 import copy
 from typing import Any
@@ -7,22 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.constants import Constants
-from lightning_sparsity.surgery.flow import call, preserved, show_heads, signature_of, tensors_in
+from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, attach_select
 from lightning_sparsity.surgery.plan import Cut, Plan, cut
-from lightning_sparsity.surgery.solver import Solved, Solver
-from lightning_sparsity.surgery.tape import Site, Tape, swapped
-
-TOLERANCE = 1e-9
+from lightning_sparsity.surgery.proof import in_double, prove, shared_copy
+from lightning_sparsity.surgery.solver import Solver
+from lightning_sparsity.surgery.tape import Site, Tape
 
 
 @torch.no_grad()
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """The model with the plan's dead scales set to zero: same shapes, shifts kept. What `slim` has to reproduce."""
-    _check_model(model, plan)
-    masked = copy.deepcopy(model)
-    _mask(masked, plan)
-    return masked
+    check_model(model, plan)
+    return _masked(copy.deepcopy(model), plan)
 
 
 @torch.no_grad()
@@ -38,122 +35,127 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
         verify: Whether to compare both models on the example inputs in float64, and store the difference in `plan.proof`.
 
     Raises:
-        ValueError: If the plan belongs to another model or was loaded from disk, or if the constants that it folds are no
-            longer constant.
+        ValueError: If the plan belongs to another model, was loaded from disk, or does not fit the weights of now.
         RuntimeError: If the slim model does not reproduce the masked one. Nothing has changed then.
     """
-    _check_model(model, plan)
+    check_model(model, plan)
     if plan.flow is None:
-        raise ValueError("slim needs a plan made by ChannelFlow.plan; for one read from disk use surgery.load.")
-    masked = copy.deepcopy(model).double()
-    _mask(masked, plan)
-    small = copy.deepcopy(masked)
-    cuts = _Surgeon(masked, small, plan).operate()
-    proof = _prove(masked, small, plan.flow.example_inputs, plan.flow.tape) if verify else None
-    _restore_dtypes(small, model)
+        raise ValueError("slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load.")
+    masked = _masked(shared_copy(model), plan)
+    small = shared_copy(masked)
+    cuts = _Surgeon(masked, small, plan, plan.flow).operate()
+    proof = prove(masked, in_double(small), plan.flow) if verify else None
+    _own_tensors(small, model)
     plan.cuts, plan.proof = cuts, proof
     return small
 
 
-class _Surgeon:
-    """Cuts `small`, a copy of the masked model, as the plan says."""
+def check_model(model: nn.Module, plan: Plan) -> None:
+    """Refuse a model whose weights have other names or shapes than the plan's."""
+    found = signature_of(model)
+    if found != plan.signature:
+        different = [n for n in {**plan.signature, **found} if plan.signature.get(n) != found.get(n)]
+        raise ValueError(
+            f"The plan belongs to another model: {different[0]!r} has shape {found.get(different[0])}, the plan expects "
+            f"{plan.signature.get(different[0])}. Trace this model and make a new plan."
+        )
 
-    def __init__(self, masked: nn.Module, small: nn.Module, plan: Plan) -> None:
-        if plan.flow is None:
-            raise ValueError("The plan has no flow.")
+
+class _Surgeon:
+    """Cuts `small`, a copy of the masked model that shares its weights, as the plan says."""
+
+    def __init__(self, masked: nn.Module, small: nn.Module, plan: Plan, flow: ChannelFlow) -> None:
         self.plan = plan
-        self.tape = plan.flow.tape
-        self.constants = Constants(masked, self.tape, plan.dead)
-        solver = Solver(self.tape, plan.flow.classes, self.constants, gather=plan.gather)
-        self.solved = solver.solve()
+        self.sites = flow.tape.sites
+        self.constants = Constants(masked, flow.tape, plan.dead)
+        self.solved = Solver(flow.tape, flow.classes, self.constants, gather=plan.gather).solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
-        self.followers = _followers(self.tape)
+        self.followers = _followers(flow.tape)
 
     def operate(self) -> dict[str, Cut]:
         """Cut every layer; the cuts as they were made."""
-        cuts = {name: cut(site, self.solved[name]) for name, site in self.tape.sites.items()}
+        cuts = {name: cut(site, self.solved[name]) for name, site in self.sites.items()}
         for name, made in cuts.items():
-            if not _same(made, self.plan.cuts[name]):
-                raise ValueError(f"The plan does not fit the weights of now: layer {name!r} would be cut differently. Make a new plan.")
-        offsets = {name: self._dense(site) for name, site in self.tape.sites.items() if site.kind == "dense"}
-        for name, site in self.tape.sites.items():
-            if site.kind == "dense":
-                cuts[name].bias = self._settle(name, offsets[name])
-        for name, site in self.tape.sites.items():
-            self._shrink(site, cuts[name])
+            if not made.same_channels(self.plan.cuts[name]):
+                raise ValueError(f"The plan does not fit the weights of now: {name!r} would be cut differently. Make a new plan.")
+        offsets = {name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"}
+        weights = {name: self._weight(self.sites[name], cuts[name]) for name in offsets}
+        for name, site in self.sites.items():
+            shrink(self.modules[name], site.kind, site.weight_dims, cuts[name], weights.get(name))
+        for name, offset in offsets.items():
+            cuts[name].bias = self._settle(name, offset[cuts[name].rows], cuts)
+        for name, site in self.sites.items():
+            fill = self.constants.rows[name][self.solved[name].leaving]
+            attach(self.modules[name], site.dims, cuts[name], fill.nan_to_num())
         return cuts
 
-    def _dense(self, site: Site) -> Tensor:
-        """Rewrite a layer's weight at full width; what its bias has to gain."""
-        solved, c = self.solved[site.name], self.constants.columns[site.name]
-        weight = self.modules[site.name].weight.data.transpose(0, site.weight_dims[0])
-        chosen = (solved.carried & ~c.isnan()).nonzero().flatten().to(weight.device)
-        if chosen.numel():
-            carried = torch.tensordot(weight[:, chosen], c.to(weight.device)[chosen], dims=([1], [0]))
-            if solved.carrier is not None:
-                weight[:, solved.carrier] += carried / c[solved.carrier]
-            self.modules[site.name].carried = carried
-        made = self.constants.rows[site.name]
+    def _offset(self, site: Site) -> Tensor:
+        """What the bias of each row has to gain."""
+        solved, made = self.solved[site.name], self.constants.rows[site.name]
         constant = ~made.isnan() & solved.computed
-        weight[constant.to(weight.device)] = 0
-        if chosen.numel():
-            self.modules[site.name].carried[constant.to(weight.device)] = 0
-        bias = self.modules[site.name].bias
-        own = torch.zeros_like(made) if bias is None else bias.data.cpu()
+        own = self.constants.bias(site)
         return torch.where(constant, made - own, self.constants.contribution(site, solved.folded))
 
-    def _settle(self, name: str, offset: Tensor) -> bool:
+    def _weight(self, site: Site, made: Cut) -> Tensor:
+        """The smaller weight of a dense layer, constants merged into one column where they have to be."""
+        solved, c = self.solved[site.name], self.constants.columns[site.name]
+        full = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
+        full = full.index_select(0, made.rows.to(full.device))
+        weight = full.index_select(1, made.columns.to(full.device)).double()
+        chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten().to(full.device)
+        if chosen.numel():
+            carried = torch.tensordot(full[:, chosen].double(), c.to(full.device)[chosen], dims=([1], [0])).unsqueeze(1)
+            if solved.carrier is None:
+                weight = torch.cat([weight, carried], 1)
+            else:
+                at = int(torch.searchsorted(made.columns, torch.tensor(solved.carrier)))
+                weight[:, at : at + 1] += carried / c[solved.carrier]
+        constant = ~self.constants.rows[site.name][made.rows].isnan()
+        weight[constant.to(weight.device)] = 0
+        return weight.transpose(0, site.weight_dims[0]).contiguous()
+
+    def _settle(self, name: str, offset: Tensor, cuts: dict[str, Cut]) -> bool:
         """Add `offset` to what a layer makes: in its bias, in the next running mean, or in a new bias."""
-        module, rows = self.modules[name], self.solved[name].computed
-        if not bool(offset[rows].any()):
+        module = self.modules[name]
+        if not bool(offset.any()):
             return False
         offset = offset.to(module.weight.device)
-        follower = self.modules.get(self.followers.get(name, ""))
+        follower = self.followers.get(name)
+        mean = None if follower is None else getattr(self.modules[follower], "running_mean", None)
         if module.bias is not None:
-            module.bias.data += offset
-        elif follower is not None and getattr(follower, "running_mean", None) is not None:
-            follower.running_mean -= offset
+            module.bias = nn.Parameter(module.bias.double() + offset, requires_grad=module.bias.requires_grad)
+        elif follower is not None and mean is not None:
+            read = torch.isin(cuts[name].rows, cuts[follower].columns).to(offset.device)
+            self.modules[follower].running_mean = mean.double() - offset[read]
         else:
             module.bias = nn.Parameter(offset, requires_grad=module.weight.requires_grad)
             return True
         return False
 
-    def _shrink(self, site: Site, made: Cut) -> None:
-        module = self.modules[site.name]
-        carried = module.__dict__.pop("carried", None)
-        shrink(module, site.kind, site.weight_dims, made)
-        if made.ones:
-            extra = carried[made.rows.to(carried.device)].unsqueeze(1).transpose(0, site.weight_dims[0])
-            weight = torch.cat([module.weight.data, extra], site.weight_dims[1])
-            module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-        fill = self.constants.rows[site.name][self.solved[site.name].leaving]
-        attach(module, site.dims, made, fill.nan_to_num())
 
-
-def shrink(module: Any, kind: str, weight_dims: tuple[int, int], made: Cut) -> None:  # noqa: ANN401
-    """Give a layer the rows and columns that the cut leaves it."""
+def shrink(module: Any, kind: str, weight_dims: tuple[int, int], made: Cut, weight: Tensor | None = None) -> None:  # noqa: ANN401
+    """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known already)."""
     for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if x.dim() == 0:
             continue
-        smaller = x.data
-        if name == "weight" and kind == "dense":
-            smaller = smaller.index_select(weight_dims[1], made.columns.to(x.device))
-            smaller = smaller.index_select(weight_dims[0], made.rows.to(x.device))
-        elif not (isinstance(module, nn.PReLU) and x.numel() == 1):
-            smaller = smaller.index_select(0, made.rows.to(x.device))
-        if isinstance(x, nn.Parameter):
-            setattr(module, name, nn.Parameter(smaller, requires_grad=x.requires_grad))
+        if name != "weight" or kind == "channel":
+            smaller = x.detach().index_select(0, made.rows.to(x.device))
+        elif weight is not None:
+            smaller = weight
         else:
-            setattr(module, name, smaller)
+            shape = list(x.shape)
+            shape[weight_dims[0]], shape[weight_dims[1]] = made.rows.numel(), made.columns.numel() + made.ones
+            smaller = x.new_empty(shape)
+        setattr(module, name, nn.Parameter(smaller, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else smaller)
     _set_widths(module, kind, made)
 
 
 def _set_widths(module: Any, kind: str, made: Cut) -> None:  # noqa: ANN401
-    columns = made.columns.numel() + made.ones
-    widths = {"out_channels": made.rows.numel(), "out_features": made.rows.numel(), "num_features": made.rows.numel()}
-    widths |= {"num_parameters": made.rows.numel(), "in_channels": columns, "in_features": columns}
+    rows, columns = made.rows.numel(), made.columns.numel() + made.ones
+    widths = dict.fromkeys(("out_channels", "out_features", "num_features", "num_parameters"), rows)
+    widths |= dict.fromkeys(("in_channels", "in_features"), columns)
     if kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
-        widths["groups"] = made.rows.numel()
+        widths["groups"] = rows
     for name, width in widths.items():
         if name in module.__dict__:
             setattr(module, name, width)
@@ -161,12 +163,12 @@ def _set_widths(module: Any, kind: str, made: Cut) -> None:  # noqa: ANN401
 
 def attach(module: nn.Module, dims: tuple[int, int], made: Cut, fill: Tensor) -> None:
     """Add the `Select` and `Scatter` that the cut asks for."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    device = next(x.device for x in [*module.parameters(), *module.buffers()])
     if made.select is not None or made.ones:
-        index = None if made.select is None else made.select.to(weight.device)
+        index = None if made.select is None else made.select.to(device)
         attach_select(module, Select(index, dims[0], ones=made.ones).train(module.training))
     if made.scatter is not None:
-        scatter = Scatter(made.scatter.to(weight.device), fill.to(weight), dims[1])
+        scatter = Scatter(made.scatter.to(device), fill.to(device), dims[1])
         attach_scatter(module, scatter.train(module.training))
 
 
@@ -183,92 +185,32 @@ def _followers(tape: Tape) -> dict[str, str]:
     return found
 
 
-# -- proof -----------------------------------------------------------------------------------------------------------
-
-
-def _prove(masked: nn.Module, small: nn.Module, example_inputs: Any, tape: Tape) -> float:  # noqa: ANN401
-    """The relative difference of both models' outputs; raises if it is not rounding."""
-    inputs = swapped(example_inputs, lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x)
-    heads = any(all(call.training for call in site.calls) for site in tape.sites.values())
-    worst = 0.0
-    for training in (False, True)[: 1 + heads]:
-        try:
-            expected, got = (_observe(model, inputs, tape, training=training) for model in (masked, small))
-        except Exception as error:
-            message = f"The slim model does not run ({type(error).__name__}: {error}). Nothing was changed."
-            raise RuntimeError(f"{message} The model's code may fix a number of channels; keep those BatchNorm layers whole.") from error
-        difference = relative_difference(expected[0], got[0])
-        if not difference <= TOLERANCE:  # detectors sort and drop boxes at the end: look at what goes in there
-            difference = relative_difference(expected[1], got[1])
-        worst = max(worst, difference)
-        if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"The slim model differs from the masked one by {difference:.1e} (relative), more than {TOLERANCE:.0e}. Nothing was changed."
-            )
-    return worst
-
-
-def relative_difference(expected: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference over all tensors, relative to the largest entry of each; inf where shapes differ."""
-    if [x.shape for x in expected] != [x.shape for x in got]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(expected, got, strict=True):
-        if a.numel():
-            scale = float(a.double().abs().max())
-            difference = float((a.double() - b.double()).abs().max())
-            worst = max(worst, difference / scale if scale > 0 else difference)
-            if difference != difference:  # NaN in both at the same places is agreement
-                return float("inf")
-    return worst
-
-
-def _observe(model: nn.Module, inputs: Any, tape: Tape, *, training: bool) -> tuple[list[Tensor], list[Tensor]]:  # noqa: ANN401
-    """A model's outputs, and what its layers make that nothing was cut from."""
-    modules = dict(model.named_modules())
-    inner: list[Tensor] = []
-    whole = [modules[name] for name, site in tape.sites.items() if bool((site.rows == 0).all())]
-    hooks = [module.register_forward_hook(lambda _m, _a, result: inner.append(result)) for module in whole]
-    with preserved(model):
-        torch.manual_seed(0)
-        if training:
-            show_heads(model)
-        else:
-            model.eval()
-        outputs = list(tensors_in(call(model, inputs)))
-    for hook in hooks:
-        hook.remove()
-    return outputs, inner
-
-
-def _restore_dtypes(small: nn.Module, model: nn.Module) -> None:
-    dtypes = {name: x.dtype for name, x in [*model.named_parameters(), *model.named_buffers()]}
-    for name, x in [*small.named_parameters(), *small.named_buffers()]:
-        if x.is_floating_point():
-            x.data = x.data.to(dtypes.get(name) or dtypes[_owner(name)])
-
-
-def _owner(name: str) -> str:
-    """The weight of the layer that something new was added to."""
-    return name.removesuffix(".scatter.fill").removesuffix(".bias") + ".weight"
-
-
-# -- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_model(model: nn.Module, plan: Plan) -> None:
-    found = signature_of(model)
-    if found != plan.signature:
-        different = [name for name in {**plan.signature, **found} if plan.signature.get(name) != found.get(name)]
-        raise ValueError(f"The plan belongs to another model: {different[0]!r} has another shape or is missing. Trace this model.")
-
-
-def _mask(model: nn.Module, plan: Plan) -> None:
+def _masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Set the plan's dead scales of a copy to zero; its other weights may be shared."""
     modules: dict[str, Any] = dict(model.named_modules())
     for name, dead in plan.dead.items():
         weight = modules[name].weight
-        weight.data[dead.to(weight.device)] = 0
+        zeroed = weight.detach().masked_fill(dead.to(weight.device), 0)
+        is_parameter = isinstance(weight, nn.Parameter)
+        modules[name].weight = nn.Parameter(zeroed, requires_grad=weight.requires_grad) if is_parameter else zeroed
+    return model
 
 
-def _same(a: Cut, b: Cut) -> bool:
-    return a.ones == b.ones and torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns)
+def _own_tensors(small: nn.Module, model: nn.Module) -> None:
+    """Give the slim model its own tensors, in the model's dtypes."""
+    originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
+    dtypes = {name: x.dtype for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    memo: dict[int, Any] = {}
+    for module_name, module in small.named_modules():
+        for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            full_name = f"{module_name}.{name}".lstrip(".")
+            own = copy.deepcopy(x, memo) if id(x) in originals else x
+            if own.is_floating_point():
+                own.data = own.data.to(dtypes.get(full_name) or dtypes[_neighbour(full_name, dtypes)])
+            setattr(module, name, own)
+
+
+def _neighbour(name: str, dtypes: dict[str, torch.dtype]) -> str:
+    """The tensor of the same layer whose dtype something new takes."""
+    layer = name.removesuffix(".scatter.fill").removesuffix(".bias")
+    return next(other for other in dtypes if other.rpartition(".")[0] == layer)

@@ -81,6 +81,7 @@ class Step:
     kwargs: dict[str, Any]
     inputs: list[Value]
     results: list[Value | None]
+    training: bool
     site: Site | None = None
     call: Call | None = None
 
@@ -107,6 +108,7 @@ class Tape:
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     frozen: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict)
     variables: int = 1
+    held: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
 
     def new_variables(self, n: int) -> Tensor:
         """`n` fresh variables."""
@@ -118,6 +120,24 @@ class Tape:
         different = a != b
         if bool(different.any()):
             self.ties.append((a[different], b[different]))
+
+    def forget_training(self) -> None:
+        """Take back a run in training mode that failed half-way."""
+        self.steps = [step for step in self.steps if not step.training]
+        for name, site in list(self.sites.items()):
+            site.calls = [call for call in site.calls if not call.training]
+            if not site.calls:
+                del self.sites[name]
+
+    def is_held(self, labels: Tensor) -> Tensor:
+        """Whether variables are frozen already."""
+        if self.held.numel() < self.variables:
+            self.held = torch.cat([self.held, torch.zeros(2 * self.variables - self.held.numel(), dtype=torch.bool)])
+        return self.held[labels]
+
+    def hold(self, labels: Tensor) -> None:
+        """Remember that variables are frozen."""
+        self.held[labels] = True
 
     def report(self) -> list[Frozen]:
         """What was frozen, by module, function and reason."""

@@ -10,10 +10,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_sparsity.surgery import ops
 from lightning_sparsity.surgery.labels import ROOT, along, compact, compressed, plain, varying
-from lightning_sparsity.surgery.moves import cuts_channels, move
+from lightning_sparsity.surgery.moves import cuts_channels, fixes_channels, move
 from lightning_sparsity.surgery.tape import Call, Kind, Site, Step, Tape, Unknown, Value, Weight, swapped
 
 MARK = "_channel_flow"
+SHARED = "(shared)"
+LARGE = 1 << 16
 
 
 @dataclass(eq=False)
@@ -83,8 +85,9 @@ class Tracer(TorchFunctionMode):
         module = self.frames[-1].name if self.frames else ""
         for value in values:
             labels = compact(value.labels, value.labels).flatten()
-            labels = labels[labels != ROOT].unique()
+            labels = labels[(labels != ROOT) & ~self.tape.is_held(labels)].unique()
             if labels.numel():
+                self.tape.hold(labels)
                 self.tape.ties.append((labels, torch.zeros_like(labels)))
                 self.tape.frozen.setdefault((module, op, reason), []).append(labels)
 
@@ -94,6 +97,8 @@ class Tracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
+        viewed = args[0] if args and isinstance(args[0], Tensor) and args[0]._is_view() else None
+        version = None if viewed is None else viewed._version
         result = func(*args, **kwargs)
         if self.paused:
             return result
@@ -103,6 +108,8 @@ class Tracer(TorchFunctionMode):
             self.numbers = self.numbers and all(map(self.is_neutral, _tensors(args)))
         if not results and result is None and args and isinstance(args[0], Tensor):
             results = [args[0]]  # `x[...] = y`: the change happened in place
+        if viewed is not None and viewed._version != version:
+            self._changed_through(viewed, name)
         if results:
             self._follow(name, func, args, kwargs, results)
         return result
@@ -128,7 +135,6 @@ class Tracer(TorchFunctionMode):
     def _labelled(
         self, name: str, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], values: list[Value], results: list[Tensor]
     ) -> None:
-        self._check_in_place(name, tensors, results)
         others = [x for x in tensors if self.value(x) is None]
         if name in ops.MOVES or name in ops.CUTTING_MOVES or name in ops.MIXING_MOVES:
             self._move(name, func, args, kwargs, values, results)
@@ -147,13 +153,11 @@ class Tracer(TorchFunctionMode):
         else:
             self._opaque(name, values, results, "is not a function that channels can be followed through")
 
-    def _check_in_place(self, name: str, tensors: list[Tensor], results: list[Tensor]) -> None:
+    def _changed_through(self, view: Tensor, name: str) -> None:
         """A change through a view changes the tensor behind it, which this tape does not show."""
-        for x in results:
-            base = x._base if x._is_view() and any(x is t for t in tensors) else None
-            behind = self.value(base)
-            if base is not None and behind is not None:
-                self._opaque(name, [behind], [base], "changes a tensor through a view of it")
+        behind = self.value(view._base)
+        if view._base is not None and behind is not None:
+            self._opaque(name, [behind], [view._base], "changes a tensor through a view of it")
 
     def _opaque(self, name: str, values: list[Value], results: list[Tensor], reason: str) -> None:
         self.freeze(values, name, reason)
@@ -173,7 +177,7 @@ class Tracer(TorchFunctionMode):
                 return Unknown() if isinstance(x, float) and not self.numbers else x
             value = self.value(x)
             if value is None:
-                if id(x) in self.owned:
+                if self.owned.get(id(x), SHARED) != SHARED:
                     return Weight(self.owned[id(x)])
                 if self.is_neutral(x) or not x.is_floating_point():
                     return Unknown() if x.is_floating_point() else x.detach().cpu()
@@ -187,7 +191,7 @@ class Tracer(TorchFunctionMode):
         for x, labels in results:
             values.append(None if labels is None else Value(labels))
             setattr(x, MARK, values[-1])
-        self.tape.steps.append(Step(kind, name, func, args, kwargs, inputs, values))
+        self.tape.steps.append(Step(kind, name, func, args, kwargs, inputs, values, self.training))
 
     # -- rules ---------------------------------------------------------------------------------------------------
 
@@ -202,6 +206,8 @@ class Tracer(TorchFunctionMode):
 
         if name in ops.MIXING_MOVES or (name in ops.CUTTING_MOVES and cuts_channels(name, args, kwargs, values[0].labels)):
             self.freeze(values, name, "moves channels by position")
+        if any(x.numel() == 0 for x in results) or self._is_hopeless(values, results):
+            return self._opaque(name, values, results, "picks entries by their values")
         new_args, new_kwargs = swapped(tuple(args), swap), swapped(kwargs, swap)
         moved = move(name, func, new_args, new_kwargs, [x.shape for x in results], self.tape.tie)
         if moved is None:
@@ -211,7 +217,16 @@ class Tracer(TorchFunctionMode):
         for made in labels:
             if len(varying(made)) > 1:
                 self.freeze([Value(made)], name, "spreads channels over several dimensions")
+            elif name == "view" and fixes_channels(args, made.shape, made):
+                self.freeze([Value(made)], name, "may count on the number of channels")
         return None
+
+    def _is_hopeless(self, values: list[Value], results: list[Tensor]) -> bool:
+        """Large tensors of frozen channels that are spread over several dimensions (a detector's boxes) cost too much."""
+        spread = any(len(varying(value.labels)) > 1 for value in values)
+        return spread and max(x.numel() for x in results) > LARGE and all(
+            bool(self.tape.is_held(compact(value.labels, value.labels)).all()) for value in values
+        )
 
     def _join(self, name: str, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Tensor) -> None:
         """A sum or product of two activations: their channels live and die together."""
@@ -300,9 +315,10 @@ class Tracer(TorchFunctionMode):
         frame = self.frames[-1] if self.frames else None
         expected = {"batch_norm": nn.modules.batchnorm._BatchNorm, "prelu": nn.PReLU, "instance_norm": nn.modules.instancenorm._InstanceNorm}
         x = args[0]
-        if frame is None or not isinstance(frame.module, expected[name]) or (name == "batch_norm" and func is not nn.functional.batch_norm):
+        shared = any(self.owned.get(id(t)) == SHARED for t in _tensors((args, kwargs)))
+        if shared or frame is None or not isinstance(frame.module, expected[name]) or (name == "batch_norm" and func is not nn.functional.batch_norm):
             values = [v for v in map(self.value, _tensors((args, kwargs))) if v is not None]
-            return self._opaque(name, values, [result], "is called outside its layer") if values else None
+            return self._opaque(name, values, [result], "uses weights that are not the running layer's own") if values else None
         if name == "prelu" and frame.module.weight.numel() == 1:  # type: ignore[union-attr, operator]
             value = self.value(x)
             return None if value is None else self._map(name, func, args, kwargs, value, [], result)
@@ -350,7 +366,7 @@ class Tracer(TorchFunctionMode):
         site.calls.append(call)
         frame.call = call
         setattr(result, MARK, made)
-        self.tape.steps.append(Step("site", site.name, None, (), {}, [value], [made], site, call))
+        self.tape.steps.append(Step("site", site.name, None, (), {}, [value], [made], self.training, site, call))
 
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -359,9 +375,9 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 def _owned(model: nn.Module) -> Iterator[tuple[int, str]]:
     """Parameters and buffers by id; those that several modules share have no name that a layer could call its own."""
     seen: dict[int, str] = {}
-    for group in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-        for name, tensor in group:
-            seen[id(tensor)] = f"{name} (shared)" if id(tensor) in seen else name
+    for module_name, module in model.named_modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            seen[id(tensor)] = SHARED if id(tensor) in seen else f"{module_name}.{name}".lstrip(".")
     yield from seen.items()
 
 
