@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_sparsity.surgery import ops
 from lightning_sparsity.surgery.labels import compact
 from lightning_sparsity.surgery.moves import move
+from lightning_sparsity.surgery.recorder import argument
 from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Unknown, Value, Weight, swapped
 
 NAN = float("nan")
@@ -57,14 +58,14 @@ class Constants:
 
     def _of(self, value: Value) -> Tensor:
         if value not in self.known:
-            self.known[value] = torch.full_like(compact(value.labels, value.labels), NAN, dtype=torch.float64)
+            self.known[value] = torch.full_like(
+                compact(value.labels, value.labels), NAN, dtype=torch.float64
+            )
         return self.known[value]
 
     def _run(self, step: Step) -> None:
         made = self._evaluate(step)
         for value, c in zip(step.results, made, strict=True):
-            if value is None:
-                continue
             shape = compact(value.labels, value.labels).shape
             if c is None or c.numel() != shape.numel():
                 c = torch.full(shape, NAN, dtype=torch.float64)
@@ -78,7 +79,9 @@ class Constants:
             return self._moved(step)
         if step.kind == "keep":
             c = self._of(step.inputs[0])
-            return [torch.where(c == 0, c, NAN) if _averages_padding(step) else c for _ in step.results]
+            return [
+                torch.where(c == 0, c, NAN) if _averages_padding(step) else c for _ in step.results
+            ]
         if step.kind == "pad":
             return [self._padded(step)]
         if step.kind == "reduce":
@@ -92,11 +95,17 @@ class Constants:
         def swap(x: Any) -> Any:  # noqa: ANN401
             return self._of(x).expand(x.labels.shape) if isinstance(x, Value) else x
 
-        shapes = [value.labels.shape for value in step.results if value is not None]
-        moved = move(step.name, step.func, swapped(step.args, swap), swapped(step.kwargs, swap), shapes)
+        shapes = [value.labels.shape for value in step.results]
+        moved = move(
+            step.name, step.func, swapped(step.args, swap), swapped(step.kwargs, swap), shapes
+        )
         if moved is None:
             return [None] * len(step.results)
-        return [compact(c, value.labels) for c, value in zip(moved, step.results, strict=True) if value is not None]
+        return [
+            compact(c, value.labels)
+            for c, value in zip(moved, step.results, strict=True)
+            if value is not None
+        ]
 
     def _mapped(self, step: Step) -> Tensor | None:
         """An elementwise function of constants is the function of the constants; zero times anything is zero."""
@@ -117,12 +126,10 @@ class Constants:
 
     def _padded(self, step: Step) -> Tensor:
         c = self._of(step.inputs[0])
-        if ops.argument(step.args, step.kwargs, 2, "mode", "constant") != "constant":
+        if argument(step.args, step.kwargs, 2, "mode", "constant") != "constant":
             return c
-        filled = ops.argument(step.args, step.kwargs, 3, "value", None) or 0.0
+        filled = argument(step.args, step.kwargs, 3, "value", None) or 0.0
         return torch.where(c == filled, c, NAN)
-
-    # -- layers --------------------------------------------------------------------------------------------------
 
     def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
         c = self._of(call.source).flatten()
@@ -139,7 +146,9 @@ class Constants:
         if empty is not None:
             made = torch.where(empty, bias, made)
         fine = ~c.isnan() if call.folds else c == 0
-        return bias + self._contribution(site, c, torch.ones_like(fine)) if bool(fine.all()) else made
+        return (
+            bias + self._contribution(site, c, torch.ones_like(fine)) if bool(fine.all()) else made
+        )
 
     def contribution(self, site: Site, folded: Tensor) -> Tensor:
         """What the constants in the columns `folded` add to each row."""
@@ -149,7 +158,9 @@ class Constants:
         chosen = (folded & (c != 0) & ~c.isnan()).nonzero().flatten()
         if not chosen.numel():
             return torch.zeros(site.rows.numel(), dtype=torch.float64)
-        weight = self._weight(site).transpose(0, site.weight_dims[0])[:, chosen.to(self._weight(site).device)]
+        weight = self._weight(site).transpose(0, site.weight_dims[0])[
+            :, chosen.to(self._weight(site).device)
+        ]
         taps = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
         return taps.cpu() @ c[chosen]
 
@@ -171,7 +182,10 @@ class Constants:
 
     def _normalised(self, module: Any, c: Tensor) -> Tensor:  # noqa: ANN401
         mean, var = module.running_mean, module.running_var
-        own_statistics = isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+        own_statistics = (
+            isinstance(module, nn.modules.instancenorm._InstanceNorm)
+            and not module.track_running_stats
+        )
         if mean is None or var is None or own_statistics:
             return torch.where(c.isnan(), NAN, 0.0)  # minus its own mean, a constant is zero
         return (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
@@ -182,18 +196,25 @@ class Constants:
     def bias(self, site: Site) -> Tensor:
         """The bias of each row, zero where there is none."""
         bias = self.modules[site.name].bias
-        return torch.zeros(site.rows.numel(), dtype=torch.float64) if bias is None else bias.detach().double().cpu()  # type: ignore[operator, union-attr, return-value]
+        return (
+            torch.zeros(site.rows.numel(), dtype=torch.float64)
+            if bias is None
+            else bias.detach().double().cpu()
+        )  # type: ignore[operator, union-attr, return-value]
 
     def _weight(self, site: Site) -> Tensor:
         return self.modules[site.name].weight.detach()  # type: ignore[operator, union-attr, return-value]
 
     def _zeros(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
         """Which rows and which columns of a dense layer's weight are zero (None: none are)."""
+        if site.kind == "channel":
+            return None, None
         if site.name not in self.zeros:
             self.zeros[site.name] = (None, None)
             weight = self._weight(site)
-            if site.kind == "dense" and int(weight.count_nonzero()) < weight.numel():
-                used = (weight.transpose(0, site.weight_dims[0]) != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
+            if int(weight.count_nonzero()) < weight.numel():
+                used = weight.transpose(0, site.weight_dims[0]) != 0
+                used = used.flatten(2).any(2) if weight.dim() > 2 else used
                 self.zeros[site.name] = (~used.any(1).cpu(), ~used.any(0).cpu())
         return self.zeros[site.name]
 
@@ -210,8 +231,8 @@ def _averages_padding(step: Step) -> bool:
     """Whether a pooling mixes zeros from outside into its averages."""
     if not step.name.startswith("avg_pool"):
         return False
-    padding = ops.argument(step.args, step.kwargs, 3, "padding", 0)
+    padding = argument(step.args, step.kwargs, 3, "padding", 0)
     padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
-    counts = bool(ops.argument(step.args, step.kwargs, 5, "count_include_pad", True))
-    override = ops.argument(step.args, step.kwargs, 6, "divisor_override", None)
+    counts = bool(argument(step.args, step.kwargs, 5, "count_include_pad", True))
+    override = argument(step.args, step.kwargs, 6, "divisor_override", None)
     return override is not None or (padded and counts)

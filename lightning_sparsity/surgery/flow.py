@@ -12,8 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from lightning_sparsity.surgery.labels import ROOT, compact, components
 from lightning_sparsity.surgery.plan import Plan, make_plan
-from lightning_sparsity.surgery.tape import Frozen, Tape, swapped
-from lightning_sparsity.surgery.tracer import MARK, Tracer
+from lightning_sparsity.surgery.recorder import MARK
+from lightning_sparsity.surgery.tape import Frozen, Tape, Value, swapped
+from lightning_sparsity.surgery.tracer import Tracer
 
 
 class ChannelFlow:
@@ -34,7 +35,9 @@ class ChannelFlow:
         self.classes = components(tape.variables, tape.ties)
         self.signature = signature_of(model)
         modules = dict(model.named_modules())
-        self.norms = {name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])}
+        self.norms = {
+            name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])
+        }
 
     def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True) -> Plan:
         """What can be removed when some BatchNorm scales count as zero.
@@ -55,11 +58,15 @@ class ChannelFlow:
 
     def _check(self, dead: Mapping[str, Tensor]) -> None:
         if signature_of(self.model) != self.signature:
-            raise ValueError("The plan needs the model as it was traced, but its weights have other shapes now. Trace it again.")
+            raise ValueError(
+                "The plan needs the model as it was traced, but its weights have other shapes now. Trace it again."
+            )
         for name, mask in dead.items():
             if name not in self.norms:
                 known = ", ".join(list(self.norms)[:5]) or "none"
-                raise ValueError(f"dead needs names of BatchNorm layers that the trace went through, got {name!r}. Known: {known} ….")
+                raise ValueError(
+                    f"dead needs names of BatchNorm layers that the trace went through, got {name!r}. Known: {known} …."
+                )
             if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
                 raise ValueError(
                     f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got {mask.dtype} of shape {tuple(mask.shape)}."
@@ -67,7 +74,9 @@ class ChannelFlow:
 
     def __str__(self) -> str:
         channels = sum(self.norms.values())
-        lines = [f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} BatchNorm layers with {channels} channels"]
+        lines = [
+            f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} BatchNorm layers with {channels} channels"
+        ]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  frozen: {item}" for item in self.frozen]
         return "\n".join(lines)
@@ -94,15 +103,21 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
     try:
         _run(model, tape, example_inputs, training=False)
     except Exception as error:
-        raise ValueError(f"trace needs example inputs that the model runs on, but it raised {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"trace needs example inputs that the model runs on, but it raised {type(error).__name__}: {error}"
+        ) from error
     if _asks_for_mode(model):
         try:
             _run(model, tape, example_inputs, training=True)
         except Exception as error:  # the heads of torchvision's detectors need targets to train
             tape.forget_training()
-            notes.append(f"layers that only run in training were not seen: {type(error).__name__}: {error}")
+            notes.append(
+                f"layers that only run in training were not seen: {type(error).__name__}: {error}"
+            )
     if not tape.sites:
-        raise ValueError(f"trace needs a model with convolutions, linear or norm layers, got {type(model).__name__} without any in its run.")
+        raise ValueError(
+            f"trace needs a model with convolutions, linear or norm layers, got {type(model).__name__} without any in its run."
+        )
     return ChannelFlow(model, tape, example_inputs, notes)
 
 
@@ -117,7 +132,10 @@ def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a batch norm with scales of its own."""
-    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__ == "FrozenBatchNorm2d"
+    norm = (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        or type(module).__name__ == "FrozenBatchNorm2d"
+    )
     return norm and module.weight is not None
 
 
@@ -184,13 +202,17 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -
 
 def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
     """What the model returns, or keeps for later, stays whole."""
-    stored = [x for module in model.modules() for x in vars(module).values() if isinstance(x, (Tensor, list, dict, tuple))]
+    stored = [
+        x
+        for module in model.modules()
+        for x in vars(module).values()
+        if isinstance(x, (Tensor, list, dict, tuple))
+    ]
     for x in tensors_in([result, stored]):
         value = x.__dict__.pop(MARK, None)
-        if value is not None and not isinstance(value, str):
-            labels = compact(value.labels, value.labels).flatten()
-            labels = labels[labels != ROOT]
-            tape.ties.append((labels, torch.zeros_like(labels)))
+        if isinstance(value, Value):
+            variables = compact(value.labels, value.labels).flatten()
+            tape.hold(variables[variables != ROOT])
 
 
 def _asks_for_mode(model: nn.Module) -> bool:
@@ -211,4 +233,6 @@ def _mentions(cls: type, name: str) -> bool:
 
 
 def _reads(code: CodeType, name: str) -> bool:
-    return name in code.co_names or any(_reads(c, name) for c in code.co_consts if isinstance(c, CodeType))
+    return name in code.co_names or any(
+        _reads(c, name) for c in code.co_consts if isinstance(c, CodeType)
+    )

@@ -15,7 +15,9 @@ ROOT = 0
 
 def varying(labels: Tensor) -> tuple[int, ...]:
     """The dimensions along which labels differ."""
-    return tuple(d for d, (n, s) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if n > 1 and s)
+    return tuple(
+        d for d, (n, s) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if n > 1 and s
+    )
 
 
 def compact(values: Tensor, like: Tensor) -> Tensor:

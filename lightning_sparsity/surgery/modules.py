@@ -6,7 +6,6 @@ own code, its module names and the keys of its weights stay what they were.
 
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 

@@ -6,23 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sparsity.surgery import ops
 from lightning_sparsity.surgery.labels import varying
+from lightning_sparsity.surgery.recorder import argument
 
 Tie = Callable[[Tensor, Tensor], None]
 
 
-def cuts_channels(name: str, args: Sequence[Any], kwargs: dict[str, Any], labels: Tensor) -> bool:
+def cuts_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Tensor) -> bool:
     """Whether a movement that counts positions counts them along the channels."""
     along = set(varying(labels))
     if name == "getitem":
         return bool(along & _indexed_dims(args[1], labels.dim()))
     if name == "roll":
-        dims = ops.argument(args, kwargs, 2, "dims")
+        dims = argument(args, kwargs, 2, "dims")
     elif name in ("select", "narrow", "index_select", "unbind"):
-        dims = ops.argument(args, kwargs, 1, "dim", 0)
+        dims = argument(args, kwargs, 1, "dim", 0)
     else:
-        dims = ops.argument(args, kwargs, 2, "dim", 0)
+        dims = argument(args, kwargs, 2, "dim", 0)
     if dims is None or not all(isinstance(d, int) for d in _sequence(dims)):
         return bool(along)
     return bool(along & {d % labels.dim() for d in _sequence(dims)})
@@ -37,7 +37,12 @@ def fixes_channels(args: Sequence[Any], shape: Sequence[int], labels: Tensor) ->
 
 
 def move(
-    name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: list[torch.Size], tie: Tie | None = None
+    name: str,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: list[torch.Size],
+    tie: Tie | None = None,
 ) -> list[Tensor] | None:
     """What the function makes of the tensors that stand beside its arguments.
 
@@ -58,8 +63,8 @@ def move(
 
 def _joined(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tie: Tie | None) -> Tensor:
     """`cat` or `stack`, without spelling out the dimensions along which every part is constant."""
-    dim = ops.argument(args, kwargs, 1, "dim", kwargs.get("axis", 0))
-    parts = list(ops.argument(args, kwargs, 0, "tensors"))
+    dim = argument(args, kwargs, 1, "dim", kwargs.get("axis", 0))
+    parts = list(argument(args, kwargs, 0, "tensors"))
     if name == "stack":
         parts = [x.unsqueeze(dim) for x in parts]
     parts = [x for x in parts if x.numel()] or parts[:1]

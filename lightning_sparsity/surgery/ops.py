@@ -14,36 +14,158 @@ SUMS = frozenset({"add", "sub"})
 PRODUCTS = frozenset({"mul", "div"})
 
 MAPS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh softplus softsign "
-    "logsigmoid tanhshrink hardshrink softshrink threshold exp log log1p expm1 sqrt rsqrt square abs neg negative clamp "
-    "clip clamp_min clamp_max erf sin cos reciprocal round floor ceil sign pow rsub rtruediv rdiv prelu".split()
+    [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "softsign",
+        "logsigmoid",
+        "tanhshrink",
+        "hardshrink",
+        "softshrink",
+        "threshold",
+        "exp",
+        "log",
+        "log1p",
+        "expm1",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "abs",
+        "neg",
+        "negative",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "erf",
+        "sin",
+        "cos",
+        "reciprocal",
+        "round",
+        "floor",
+        "ceil",
+        "sign",
+        "pow",
+        "rsub",
+        "rtruediv",
+        "rdiv",
+        "prelu",
+    ]
 )
 """Functions of one entry at a time: a channel stays a channel, a constant becomes another constant."""
 
 KEEPS = frozenset(
-    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d interpolate upsample upsample_nearest upsample_bilinear dropout dropout1d "
-    "dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout to float double half bfloat16 type "
-    "type_as cuda cpu data detach requires_grad alias".split()
+    [
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "max_pool1d_with_indices",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "interpolate",
+        "upsample",
+        "upsample_nearest",
+        "upsample_bilinear",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "feature_dropout",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "type_as",
+        "cuda",
+        "cpu",
+        "data",
+        "detach",
+        "requires_grad",
+        "alias",
+    ]
 )
 """Functions that keep a channel's constant as it is (at evaluation): pooling, resizing, dropout, casts."""
 
 REDUCTIONS = frozenset({"mean", "amax", "amin", "sum"})
 
 MOVES = frozenset(
-    "view permute transpose t T mT H mH adjoint movedim flatten unflatten squeeze unsqueeze cat stack expand expand_as "
-    "broadcast_to contiguous clone flip repeat repeat_interleave tile".split()
+    [
+        "view",
+        "permute",
+        "transpose",
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "movedim",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "cat",
+        "stack",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "contiguous",
+        "clone",
+        "flip",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+    ]
 )
 """Data movement that a narrower tensor goes through just as well."""
 
 CUTTING_MOVES = frozenset(
-    "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split getitem select narrow roll index_select unbind"
-    .split()
+    [
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "unsafe_chunk",
+        "unsafe_split",
+        "getitem",
+        "select",
+        "narrow",
+        "roll",
+        "index_select",
+        "unbind",
+    ]
 )
 """Data movement that counts positions: harmless along other dimensions, not along the channels."""
 
-MIXING_MOVES = frozenset({"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"})
+MIXING_MOVES = frozenset(
+    {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"}
+)
 """Data movement that needs the full set of channels."""
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
@@ -58,8 +180,3 @@ def name_of(func: Callable[..., Any]) -> str:
         return descriptor if name == "__get__" else f"{descriptor} assignment"
     name = name.strip("_")
     return ALIASES.get(name, name)
-
-
-def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
-    """An argument that may have been given by position or by name."""
-    return args[position] if len(args) > position else kwargs.get(name, default)

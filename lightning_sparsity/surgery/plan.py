@@ -36,7 +36,11 @@ class Cut:
 
     def same_channels(self, other: "Cut") -> bool:
         """Whether two cuts leave the same channels."""
-        return self.ones == other.ones and torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+        return (
+            self.ones == other.ones
+            and torch.equal(self.rows, other.rows)
+            and torch.equal(self.columns, other.columns)
+        )
 
 
 @dataclass(eq=False)
@@ -64,13 +68,18 @@ class Plan:
         return f"Plan: {after} of {before} BatchNorm channels stay; {proof}"
 
 
-def make_plan(flow: "ChannelFlow", model: nn.Module, dead: Mapping[str, Tensor], *, gather: bool) -> Plan:
+def make_plan(
+    flow: "ChannelFlow", model: nn.Module, dead: Mapping[str, Tensor], *, gather: bool
+) -> Plan:
     """The plan that removes everything that `dead` makes removable."""
     constants = Constants(model, flow.tape, dead)
     solved = Solver(flow.tape, flow.classes, constants, gather=gather).solve()
     cuts = {name: cut(site, solved[name]) for name, site in flow.tape.sites.items()}
     kept = {name: cuts[name].rows for name in flow.norms}
-    masks = {name: dead[name].clone() if name in dead else torch.zeros(n, dtype=torch.bool) for name, n in flow.norms.items()}
+    masks = {
+        name: dead[name].clone() if name in dead else torch.zeros(n, dtype=torch.bool)
+        for name, n in flow.norms.items()
+    }
     return Plan(masks, gather, cuts, kept, flow.signature, flow=flow)
 
 

@@ -45,10 +45,17 @@ def in_double(model: nn.Module) -> nn.Module:
     model = shared_copy(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for name, x in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             if x.is_floating_point() and id(x) not in memo:
                 wide = x.detach().double()
-                memo[id(x)] = nn.Parameter(wide, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else wide
+                memo[id(x)] = (
+                    nn.Parameter(wide, requires_grad=x.requires_grad)
+                    if isinstance(x, nn.Parameter)
+                    else wide
+                )
             setattr(module, name, memo.get(id(x), x))
     return model
 
@@ -86,8 +93,15 @@ def _observe(model: nn.Module, flow: ChannelFlow, *, training: bool) -> Seen:
     """A model's outputs, and what those of its layers make that nothing can be cut from."""
     modules = dict(model.named_modules())
     inside: list[Tensor] = []
-    whole = [modules[name] for name, site in flow.tape.sites.items() if not bool(flow.classes[site.rows].any())]
-    hooks = [module.register_forward_hook(lambda _m, _a, result: inside.append(result.clone())) for module in whole]
+    whole = [
+        modules[name]
+        for name, site in flow.tape.sites.items()
+        if not bool(flow.classes[site.rows].any())
+    ]
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, result: inside.append(result.clone()))
+        for module in whole
+    ]
     inputs = swapped(flow.example_inputs, _widened)
     with preserved(model):
         torch.manual_seed(0)

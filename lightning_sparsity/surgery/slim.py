@@ -40,7 +40,9 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     """
     check_model(model, plan)
     if plan.flow is None:
-        raise ValueError("slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load.")
+        raise ValueError(
+            "slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load."
+        )
     masked = _masked(shared_copy(model), plan)
     small = shared_copy(masked)
     cuts = _Surgeon(masked, small, plan, plan.flow).operate()
@@ -54,7 +56,9 @@ def check_model(model: nn.Module, plan: Plan) -> None:
     """Refuse a model whose weights have other names or shapes than the plan's."""
     found = signature_of(model)
     if found != plan.signature:
-        different = [n for n in {**plan.signature, **found} if plan.signature.get(n) != found.get(n)]
+        different = [
+            n for n in {**plan.signature, **found} if plan.signature.get(n) != found.get(n)
+        ]
         raise ValueError(
             f"The plan belongs to another model: {different[0]!r} has shape {found.get(different[0])}, the plan expects "
             f"{plan.signature.get(different[0])}. Trace this model and make a new plan."
@@ -77,8 +81,12 @@ class _Surgeon:
         cuts = {name: cut(site, self.solved[name]) for name, site in self.sites.items()}
         for name, made in cuts.items():
             if not made.same_channels(self.plan.cuts[name]):
-                raise ValueError(f"The plan does not fit the weights of now: {name!r} would be cut differently. Make a new plan.")
-        offsets = {name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"}
+                raise ValueError(
+                    f"The plan does not fit the weights of now: {name!r} would be cut differently. Make a new plan."
+                )
+        offsets = {
+            name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"
+        }
         weights = {name: self._weight(self.sites[name], cuts[name]) for name in offsets}
         for name, site in self.sites.items():
             shrink(self.modules[name], site.kind, site.weight_dims, cuts[name], weights.get(name))
@@ -104,7 +112,9 @@ class _Surgeon:
         weight = full.index_select(1, made.columns.to(full.device)).double()
         chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten().to(full.device)
         if chosen.numel():
-            carried = torch.tensordot(full[:, chosen].double(), c.to(full.device)[chosen], dims=([1], [0])).unsqueeze(1)
+            carried = torch.tensordot(
+                full[:, chosen].double(), c.to(full.device)[chosen], dims=([1], [0])
+            ).unsqueeze(1)
             if solved.carrier is None:
                 weight = torch.cat([weight, carried], 1)
             else:
@@ -123,7 +133,9 @@ class _Surgeon:
         follower = self.followers.get(name)
         mean = None if follower is None else getattr(self.modules[follower], "running_mean", None)
         if module.bias is not None:
-            module.bias = nn.Parameter(module.bias.double() + offset, requires_grad=module.bias.requires_grad)
+            module.bias = nn.Parameter(
+                module.bias.double() + offset, requires_grad=module.bias.requires_grad
+            )
         elif follower is not None and mean is not None:
             read = torch.isin(cuts[name].rows, cuts[follower].columns).to(offset.device)
             self.modules[follower].running_mean = mean.double() - offset[read]
@@ -133,7 +145,9 @@ class _Surgeon:
         return False
 
 
-def shrink(module: Any, kind: str, weight_dims: tuple[int, int], made: Cut, weight: Tensor | None = None) -> None:  # noqa: ANN401
+def shrink(
+    module: Any, kind: str, weight_dims: tuple[int, int], made: Cut, weight: Tensor | None = None
+) -> None:
     """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known already)."""
     for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if x.dim() == 0:
@@ -144,9 +158,18 @@ def shrink(module: Any, kind: str, weight_dims: tuple[int, int], made: Cut, weig
             smaller = weight
         else:
             shape = list(x.shape)
-            shape[weight_dims[0]], shape[weight_dims[1]] = made.rows.numel(), made.columns.numel() + made.ones
+            shape[weight_dims[0]], shape[weight_dims[1]] = (
+                made.rows.numel(),
+                made.columns.numel() + made.ones,
+            )
             smaller = x.new_empty(shape)
-        setattr(module, name, nn.Parameter(smaller, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else smaller)
+        setattr(
+            module,
+            name,
+            nn.Parameter(smaller, requires_grad=x.requires_grad)
+            if isinstance(x, nn.Parameter)
+            else smaller,
+        )
     _set_widths(module, kind, made)
 
 
@@ -180,7 +203,12 @@ def _followers(tape: Tape) -> dict[str, str]:
         after = {readers.get(call.result) for call in site.calls}
         alone = all(call.result.uses == 1 for call in site.calls)
         reader = next(iter(after))
-        if len(after) == 1 and alone and reader is not None and len(reader.calls) == len(site.calls):
+        if (
+            len(after) == 1
+            and alone
+            and reader is not None
+            and len(reader.calls) == len(site.calls)
+        ):
             found[site.name] = reader.name
     return found
 
@@ -192,7 +220,9 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
         weight = modules[name].weight
         zeroed = weight.detach().masked_fill(dead.to(weight.device), 0)
         is_parameter = isinstance(weight, nn.Parameter)
-        modules[name].weight = nn.Parameter(zeroed, requires_grad=weight.requires_grad) if is_parameter else zeroed
+        modules[name].weight = (
+            nn.Parameter(zeroed, requires_grad=weight.requires_grad) if is_parameter else zeroed
+        )
     return model
 
 
@@ -202,11 +232,16 @@ def _own_tensors(small: nn.Module, model: nn.Module) -> None:
     dtypes = {name: x.dtype for name, x in [*model.named_parameters(), *model.named_buffers()]}
     memo: dict[int, Any] = {}
     for module_name, module in small.named_modules():
-        for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for name, x in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             full_name = f"{module_name}.{name}".lstrip(".")
             own = copy.deepcopy(x, memo) if id(x) in originals else x
             if own.is_floating_point():
-                own.data = own.data.to(dtypes.get(full_name) or dtypes[_neighbour(full_name, dtypes)])
+                own.data = own.data.to(
+                    dtypes.get(full_name) or dtypes[_neighbour(full_name, dtypes)]
+                )
             setattr(module, name, own)
 
 

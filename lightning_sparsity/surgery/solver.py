@@ -86,7 +86,9 @@ class Solver:
         c = self.constants.columns[site.name]
         if not site.can_select and self.gather:
             return torch.zeros_like(c, dtype=torch.bool)
-        return self.foldable[site.name] | (~c.isnan() if site.can_append or not self.gather else c == 0)
+        return self.foldable[site.name] | (
+            ~c.isnan() if site.can_append or not self.gather else c == 0
+        )
 
     def _need_inputs(self, site: Site) -> None:
         computed = self._computed(site)
@@ -142,12 +144,22 @@ class Solver:
         if site.kind == "channel":
             none = torch.zeros_like(computed)
             return Solved(computed, leaving, computed, arriving, none, none)
-        live = computed & (self.state[self.row_class[name]] == VALUED) & self.constants.rows[name].isnan()
+        live = (
+            computed
+            & (self.state[self.row_class[name]] == VALUED)
+            & self.constants.rows[name].isnan()
+        )
         return self._dense(site, computed, leaving, arriving, needed=bool(live.any()))
 
-    def _dense(self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor, *, needed: bool) -> Solved:
+    def _dense(
+        self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor, *, needed: bool
+    ) -> Solved:
         c = self.constants.columns[site.name]
-        droppable = self._droppable(site) if needed else torch.full_like(arriving, site.can_select or not self.gather)
+        droppable = (
+            self._droppable(site)
+            if needed
+            else torch.full_like(arriving, site.can_select or not self.gather)
+        )
         kept = arriving & ~droppable if self.gather and site.can_select else arriving
         dropped = ~kept
         folded = dropped & self.foldable[site.name] if needed else torch.zeros_like(kept)
@@ -165,7 +177,10 @@ class Solver:
 
 def without_gathering(tape: Tape, classes: Tensor) -> Tensor:
     """Classes in which the two sides of a batch norm or depthwise convolution live and die together."""
-    pairs = [(classes[site.rows], classes[site.columns]) for site in tape.sites.values() if site.kind == "channel"]
+    pairs = [
+        (classes[site.rows], classes[site.columns])
+        for site in tape.sites.values()
+        if site.kind == "channel"
+    ]
     everything = torch.arange(tape.variables)
     return components(tape.variables, [(everything, classes), *pairs])
-

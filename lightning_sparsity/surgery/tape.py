@@ -80,7 +80,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[Value]
-    results: list[Value | None]
+    results: list[Value]
     training: bool
     site: Site | None = None
     call: Call | None = None
@@ -129,20 +129,27 @@ class Tape:
             if not site.calls:
                 del self.sites[name]
 
-    def is_held(self, labels: Tensor) -> Tensor:
+    def is_held(self, variables: Tensor) -> Tensor:
         """Whether variables are frozen already."""
         if self.held.numel() < self.variables:
-            self.held = torch.cat([self.held, torch.zeros(2 * self.variables - self.held.numel(), dtype=torch.bool)])
-        return self.held[labels]
+            room = torch.zeros(2 * self.variables - self.held.numel(), dtype=torch.bool)
+            self.held = torch.cat([self.held, room])
+        return self.held[variables]
 
-    def hold(self, labels: Tensor) -> None:
-        """Remember that variables are frozen."""
-        self.held[labels] = True
+    def hold(self, variables: Tensor, why: tuple[str, str, str] | None = None) -> None:
+        """Freeze variables: they live as long as the root does."""
+        if variables.numel():
+            self.is_held(variables)
+            self.held[variables] = True
+            self.ties.append((variables, torch.zeros_like(variables)))
+            if why is not None:
+                self.frozen.setdefault(why, []).append(variables)
 
     def report(self) -> list[Frozen]:
         """What was frozen, by module, function and reason."""
         return [
-            Frozen(*key, channels=int(torch.cat(labels).unique().numel())) for key, labels in self.frozen.items()
+            Frozen(*why, channels=len(set(torch.cat(some).tolist())))
+            for why, some in self.frozen.items()
         ]
 
 

@@ -1,0 +1,152 @@
+"""Convolutions, linear layers and norms: where channels are made and read."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sparsity.surgery.labels import along, plain, varying
+from lightning_sparsity.surgery.ops import CONVOLUTIONS, TRANSPOSED
+from lightning_sparsity.surgery.recorder import SHARED, Frame, Op, Recorder
+from lightning_sparsity.surgery.rules import follow_map
+from lightning_sparsity.surgery.tape import Call, Site, Step, Value
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = {
+    "batch_norm": nn.modules.batchnorm._BatchNorm,
+    "instance_norm": nn.modules.instancenorm._InstanceNorm,
+    "prelu": nn.PReLU,
+}
+FOREIGN = "uses weights that are not the running layer's own"
+
+
+def follow_dense(recorder: Recorder, op: Op) -> None:
+    """A convolution or linear layer."""
+    weight: Tensor = op.argument(1, "weight")
+    groups = 1 if op.name == "linear" else int(op.argument(6, "groups", 1))
+    depthwise = groups > 1 and groups == weight.size(0) and weight.size(1) == 1
+    frame = _own_layer(recorder, weight)
+    if frame is None or (groups > 1 and not depthwise):
+        reason = FOREIGN if frame is None else "is grouped: its channels stay together"
+        return recorder.opaque(op, reason)
+    rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
+    folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
+    if depthwise:
+        site = _site(recorder, frame, "channel", groups, -1 - rank)
+        return _call(recorder, site, frame, (op.args[0], op.results[0]), groups, folds=folds)
+    rows, columns = (1, 0) if op.name in TRANSPOSED else (0, 1)
+    site = _site(recorder, frame, "dense", weight.size(rows), -1 - rank, (rows, columns))
+    made = (op.args[0], op.results[0])
+    return _call(recorder, site, frame, made, weight.size(columns), folds=folds)
+
+
+def follow_norm(recorder: Recorder, op: Op) -> None:
+    """A batch norm, instance norm or PReLU."""
+    frame = recorder.frames[-1] if recorder.frames else None
+    shared = any(recorder.owned.get(id(x)) == SHARED for x in op.tensors)
+    right = frame is not None and isinstance(frame.module, _NORMS[op.name])
+    wrong = op.name == "batch_norm" and op.func is not nn.functional.batch_norm
+    if frame is None or not right or shared or wrong:
+        return recorder.opaque(op, FOREIGN)
+    if op.name == "prelu" and op.args[1].numel() == 1:
+        return follow_map(recorder, op) if op.values else None
+    dim = -1 - int(type(frame.module).__name__[-2]) if op.name == "instance_norm" else 1
+    return follow_channels(recorder, frame, op.args[0], op.results[0], dim)
+
+
+def follow_channels(recorder: Recorder, frame: Frame, x: Tensor, result: Tensor, dim: int) -> None:
+    """A layer that works on each channel alone."""
+    n = result.size(dim)
+    site = _site(recorder, frame, "channel", n, dim)
+    _call(recorder, site, frame, (x, result), n, folds=True)
+
+
+def _own_layer(recorder: Recorder, weight: Tensor) -> Frame | None:
+    """The running module, if it is a layer and the weight is its own and nobody else's."""
+    frame = recorder.frames[-1] if recorder.frames else None
+    if frame is None or not isinstance(frame.module, _LAYERS):
+        return None
+    own = recorder.owned.get(id(weight)) == f"{frame.name}.weight".lstrip(".")
+    bias = frame.module.bias
+    return (
+        frame if own and (bias is None or recorder.owned.get(id(bias), SHARED) != SHARED) else None
+    )
+
+
+def _site(
+    recorder: Recorder,
+    frame: Frame,
+    kind: Literal["dense", "channel"],
+    n: int,
+    dim: int,
+    weight_dims: tuple[int, int] = (0, 1),
+) -> Site:
+    sites = recorder.tape.sites
+    if frame.name not in sites:
+        rows = recorder.tape.new_variables(n)
+        unread = torch.empty(0, dtype=torch.long)
+        sites[frame.name] = Site(frame.name, kind, rows, unread, (dim, dim), weight_dims)
+    return sites[frame.name]
+
+
+def _call(
+    recorder: Recorder,
+    site: Site,
+    frame: Frame,
+    moved: tuple[Tensor, Tensor],
+    columns: int,
+    *,
+    folds: bool,
+) -> None:
+    x, result = moved
+    value = recorder.value(x) or Value(plain(x.shape))
+    read = _read(recorder, site, frame, value, columns)
+    site.can_append = site.can_append and frame.source is x
+    site.can_scatter = site.can_scatter and frame.call is None
+    if site.calls:
+        recorder.tape.tie(read, site.columns)
+    else:
+        site.columns = read
+    value.uses += 1
+    made = Value(along(site.rows, site.dims[1], result.shape))
+    positions = result.numel() // max(result.size(site.dims[1]), 1)
+    frame.call = Call(value, made, folds, positions, recorder.training)
+    site.calls.append(frame.call)
+    recorder.mark(result, made)
+    step = Step(
+        "site", site.name, None, (), {}, [value], [made], recorder.training, site, frame.call
+    )
+    recorder.tape.steps.append(step)
+
+
+def _read(recorder: Recorder, site: Site, frame: Frame, value: Value, columns: int) -> Tensor:
+    """The variable that each column reads; the root where a column reads several."""
+    outside = recorder.value(frame.source) or (value if frame.source is not None else None)
+    read = _variables(value.labels, site.dims[0])
+    same = None if outside is None else _variables(outside.labels, site.dims[0])
+    fits = read is not None and read.numel() == columns
+    if read is not None and fits and same is not None and torch.equal(read, same):
+        return read
+    recorder.freeze([value.labels], "input", "does not reach the layer one channel per column")
+    site.can_select = False
+    if site.kind == "channel":
+        recorder.tape.tie(site.rows, torch.zeros_like(site.rows))
+    return torch.zeros(columns, dtype=torch.long)
+
+
+def _variables(labels: Tensor, dim: int) -> Tensor | None:
+    """The variable of each channel, if a channel carries the same one everywhere."""
+    if not -labels.dim() <= dim < labels.dim() or set(varying(labels)) - {dim % labels.dim()}:
+        return None
+    if labels.numel() == 0:
+        return torch.zeros(labels.size(dim), dtype=torch.long)
+    chosen = dim % labels.dim()
+    return labels[tuple(slice(None) if d == chosen else 0 for d in range(labels.dim()))]
+
+
+def _pads(op: Op, weight: Tensor) -> bool:
+    """Whether a convolution adds zeros around its input."""
+    padding = op.argument(4, "padding", 0)
+    if isinstance(padding, str):
+        return padding == "same" and any(n > 1 for n in weight.shape[2:])
+    return any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
