@@ -17,6 +17,7 @@ from lightning_sparsity.surgery.recorder import argument
 from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Unknown, Value, Weight, swapped
 
 NAN = float("nan")
+Zeros = dict[str, tuple[Tensor | None, Tensor | None]]
 
 
 class Constants:
@@ -26,14 +27,21 @@ class Constants:
         model: The model, with the weights of now.
         tape: What its run left behind.
         dead: For each BatchNorm layer by name the scales that count as zero.
+        zeros: Which rows and columns of each weight are zero, as far as it is known; filled in.
     """
 
-    def __init__(self, model: nn.Module, tape: Tape, dead: Mapping[str, Tensor]) -> None:
-        self.modules = dict(model.named_modules())
+    def __init__(
+        self,
+        model: nn.Module,
+        tape: Tape,
+        dead: Mapping[str, Tensor],
+        zeros: Zeros | None = None,
+    ) -> None:
+        self.modules: dict[str, Any] = dict(model.named_modules())
         self.weights = dict(model.named_parameters()) | dict(model.named_buffers())
         self.dead = dead
         self.known: dict[Value, Tensor] = {}
-        self.zeros: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self.zeros: Zeros = {} if zeros is None else zeros
         self.columns: dict[str, Tensor] = {}
         """Per layer the constant that each input channel carries, in all calls that count."""
         self.rows: dict[str, Tensor] = {}
@@ -188,22 +196,20 @@ class Constants:
         )
         if mean is None or var is None or own_statistics:
             return torch.where(c.isnan(), NAN, 0.0)  # minus its own mean, a constant is zero
-        return (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
+        normalised: Tensor = (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
+        return normalised
 
-    def _vector(self, x: Any, default: float, like: Tensor) -> Tensor:  # noqa: ANN401
+    def _vector(self, x: Tensor | None, default: float, like: Tensor) -> Tensor:
         return torch.full_like(like, default) if x is None else x.detach().double().cpu()
 
     def bias(self, site: Site) -> Tensor:
         """The bias of each row, zero where there is none."""
-        bias = self.modules[site.name].bias
-        return (
-            torch.zeros(site.rows.numel(), dtype=torch.float64)
-            if bias is None
-            else bias.detach().double().cpu()
-        )  # type: ignore[operator, union-attr, return-value]
+        default = torch.zeros(site.rows.numel(), dtype=torch.float64)
+        return self._vector(self.modules[site.name].bias, 0.0, default)
 
     def _weight(self, site: Site) -> Tensor:
-        return self.modules[site.name].weight.detach()  # type: ignore[operator, union-attr, return-value]
+        weight: Tensor = self.modules[site.name].weight
+        return weight.detach()
 
     def _zeros(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
         """Which rows and which columns of a dense layer's weight are zero (None: none are)."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lightning_sparsity.surgery.budget import Budget, Cost, Share, dead_below, ranked
+from lightning_sparsity.surgery.constants import Zeros
 from lightning_sparsity.surgery.labels import ROOT, compact, components
 from lightning_sparsity.surgery.plan import Plan, make_plan
 from lightning_sparsity.surgery.recorder import MARK
-from lightning_sparsity.surgery.tape import Frozen, Tape, Value, swapped
+from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
 
 
@@ -33,6 +35,7 @@ class ChannelFlow:
         self.notes = notes
         self.frozen: list[Frozen] = tape.report()
         self.classes = components(tape.variables, tape.ties)
+        self.followers = followers_of(tape)
         self.signature = signature_of(model)
         modules = dict(model.named_modules())
         self.norms = {
@@ -55,6 +58,59 @@ class ChannelFlow:
         """
         self._check(dead)
         return make_plan(self, self.model, dead, gather=gather)
+
+    def plan_by(
+        self, amount: float | Budget, *, gather: bool = True, keep_at_least: int = 1
+    ) -> Plan:
+        """Rank all BatchNorm scales of the network by magnitude, and remove the smallest.
+
+        Args:
+            amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile of
+                raw magnitudes over the whole network. Or `Flops(keep)`, `Params(keep)`: drop until
+                at most that share of the cost is left. Or `Threshold(at)`.
+            gather: As in `plan`.
+            keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
+                and a network without detours then answers the same to everything.
+
+        Raises:
+            ValueError: If the amount is out of range or cannot be met, a scale is NaN, there is no
+                BatchNorm, or nothing can be cut.
+        """
+        if keep_at_least < 0:
+            raise ValueError(f"plan_by needs keep_at_least >= 0, got {keep_at_least}.")
+        self._check({})
+        scales = self._scales()
+        magnitudes = ranked(scales)
+        zeros: Zeros = {}
+
+        def plan_at(threshold: float) -> Plan:
+            dead = dead_below(scales, threshold, keep_at_least)
+            return make_plan(self, self.model, dead, gather=gather, zeros=zeros)
+
+        def price(cost: Cost, threshold: float | None) -> int:
+            cuts = None if threshold is None else plan_at(threshold).cuts
+            return cost(self.model, self.tape, cuts)
+
+        budget = amount if isinstance(amount, Budget) else Share(amount)
+        threshold = budget.threshold(magnitudes, price)
+        return self._refuse_idle(plan_at(threshold))
+
+    def _scales(self) -> dict[str, Tensor]:
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        scales = {name: modules[name].weight.detach().float().cpu() for name in self.norms}
+        trained = {n: x for n, x in scales.items() if isinstance(modules[n].weight, nn.Parameter)}
+        if not trained:
+            raise ValueError(
+                f"plan_by needs BatchNorm layers with scales, {type(self.model).__name__} has none "
+                "in its run. Name dead channels yourself with plan(dead)."
+            )
+        return trained
+
+    def _refuse_idle(self, plan: Plan) -> Plan:
+        dead = any(bool(mask.any()) for mask in plan.dead.values())
+        if dead and not any(made.is_smaller() for made in plan.cuts.values()):
+            raise ValueError(f"plan_by found nothing that can be cut.\n{self}")
+        return plan
 
     def _check(self, dead: Mapping[str, Tensor]) -> None:
         if signature_of(self.model) != self.signature:

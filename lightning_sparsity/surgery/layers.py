@@ -27,6 +27,9 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     depthwise = groups > 1 and groups == weight.size(0) and weight.size(1) == 1
     frame = _own_layer(recorder, weight)
     if frame is None or (groups > 1 and not depthwise):
+        if not recorder.training:
+            entries = op.args[0] if op.name in TRANSPOSED else op.results[0]
+            recorder.tape.fixed_flops += entries.numel() * weight[0].numel()
         reason = FOREIGN if frame is None else "is grouped: its channels stay together"
         return recorder.opaque(op, reason)
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
@@ -110,6 +113,8 @@ def _call(
     value.uses += 1
     made = Value(along(site.rows, site.dims[1], result.shape))
     positions = result.numel() // max(result.size(site.dims[1]), 1)
+    if isinstance(frame.module, nn.modules.conv._ConvTransposeNd):
+        positions = x.numel() // max(x.size(site.dims[0]), 1)
     frame.call = Call(value, made, folds, positions, recorder.training)
     site.calls.append(frame.call)
     recorder.mark(result, made)

@@ -38,7 +38,7 @@ def fixes_channels(args: Sequence[Any], shape: Sequence[int], labels: Tensor) ->
 
 def move(
     name: str,
-    func: Any,
+    func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     shapes: list[torch.Size],

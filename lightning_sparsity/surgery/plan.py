@@ -1,24 +1,32 @@
 """What will be cut: a plan is data, made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.constants import Constants, Zeros
 from lightning_sparsity.surgery.solver import Solved, Solver
 from lightning_sparsity.surgery.tape import Site
 
 if TYPE_CHECKING:
     from lightning_sparsity.surgery.flow import ChannelFlow
 
+LARGEST = 1 << 24
+
 
 @dataclass(eq=False)
 class Cut:
-    """How one layer changes."""
+    """How one layer changes: all that has to be known to build it again."""
 
+    kind: str
+    """`"dense"` or `"channel"`, as in `Site`."""
+    dims: tuple[int, int]
+    weight_dims: tuple[int, int]
+    before: tuple[int, int]
+    """How many output and input channels the layer had."""
     rows: Tensor
     """The output channels that it still computes."""
     columns: Tensor
@@ -36,11 +44,87 @@ class Cut:
 
     def same_channels(self, other: "Cut") -> bool:
         """Whether two cuts leave the same channels."""
-        return (
-            self.ones == other.ones
-            and torch.equal(self.rows, other.rows)
-            and torch.equal(self.columns, other.columns)
+        same = torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns)
+        return same and self.ones == other.ones
+
+    def is_smaller(self) -> bool:
+        """Whether the layer loses anything."""
+        return (self.rows.numel(), self.columns.numel()) != self.before
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether a module is a layer that can be cut like this."""
+        weight = getattr(module, "weight", None)
+        if weight is None or self.kind == "channel":
+            n = (
+                getattr(module, "num_features", self.before[0])
+                if weight is None
+                else weight.size(0)
+            )
+            return self.kind == "channel" and n in (1, self.before[0])
+        rows, columns = self.weight_dims
+        return bool(weight.dim() >= 2 and (weight.size(rows), weight.size(columns)) == self.before)
+
+    def made(self, module: nn.Module) -> bool:
+        """Whether a module has the channels that the cut leaves."""
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.numel() == 1:
+            return self.kind == "channel" or weight is not None
+        return bool(weight.size(self.weight_dims[0] * (self.kind == "dense")) == self.rows.numel())
+
+    def to_json(self) -> dict[str, Any]:
+        """The cut as plain numbers."""
+        return {
+            name: x.tolist() if isinstance(x, Tensor) else x
+            for name, x in ((f.name, getattr(self, f.name)) for f in fields(self))
+        }
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "Cut":
+        """The cut that `to_json` wrote; refuses what is no cut."""
+        rows_before, columns_before = (_count(n) for n in entry["before"])
+        rows, columns = _index(entry["rows"], rows_before), _index(entry["columns"], columns_before)
+        width, ones = _count(entry["width"]), bool(entry["ones"])
+        select = None if entry["select"] is None else _index(entry["select"], columns_before)
+        scatter = None if entry["scatter"] is None else _index(entry["scatter"], width)
+        kind, dims = str(entry["kind"]), _pair(entry["dims"])
+        weight_dims = _pair(entry["weight_dims"])
+        empty = not rows.numel() or not (columns.numel() or ones)
+        wrong = kind not in ("dense", "channel") or sorted(weight_dims) != [0, 1]
+        apart = (select is not None and select.numel() != columns.numel()) or (
+            rows.numel() != (width if scatter is None else scatter.numel())
         )
+        if empty or wrong or apart or (kind == "channel" and not torch.equal(rows, columns)):
+            raise ValueError("a layer's channels contradict each other")
+        before = (rows_before, columns_before)
+        bias = bool(entry["bias"])
+        return cls(
+            kind, dims, weight_dims, before, rows, columns, select, scatter, width, ones, bias
+        )
+
+
+def _count(n: object) -> int:
+    if not isinstance(n, int) or not 0 < n <= LARGEST:
+        raise ValueError(f"a layer cannot have {n} channels")
+    return n
+
+
+def _pair(pair: Any) -> tuple[int, int]:  # noqa: ANN401
+    first, second = pair
+    if (
+        not isinstance(first, int)
+        or not isinstance(second, int)
+        or max(abs(first), abs(second)) > 5
+    ):
+        raise ValueError(f"{pair} are no dimensions")
+    return first, second
+
+
+def _index(numbers: list[int], n: int) -> Tensor:
+    index = torch.tensor(numbers, dtype=torch.long)
+    rising = index.dim() == 1 and bool((index[1:] > index[:-1]).all())
+    if not rising or (index.numel() and not 0 <= int(index[0]) <= int(index[-1]) < n):
+        raise ValueError(f"channels have to be rising numbers below {n}")
+    return index
 
 
 @dataclass(eq=False)
@@ -69,18 +153,34 @@ class Plan:
 
 
 def make_plan(
-    flow: "ChannelFlow", model: nn.Module, dead: Mapping[str, Tensor], *, gather: bool
+    flow: "ChannelFlow",
+    model: nn.Module,
+    dead: Mapping[str, Tensor],
+    *,
+    gather: bool,
+    zeros: Zeros | None = None,
 ) -> Plan:
     """The plan that removes everything that `dead` makes removable."""
-    constants = Constants(model, flow.tape, dead)
+    constants = Constants(model, flow.tape, dead, zeros)
     solved = Solver(flow.tape, flow.classes, constants, gather=gather).solve()
     cuts = {name: cut(site, solved[name]) for name, site in flow.tape.sites.items()}
-    kept = {name: cuts[name].rows for name in flow.norms}
+    modules = dict(model.named_modules())
+    for name, made in cuts.items():
+        mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
+        if made.kind == "dense" and modules[name].bias is None and mean is None:
+            made.bias = _adds_constants(solved[name], constants, name)
     masks = {
-        name: dead[name].clone() if name in dead else torch.zeros(n, dtype=torch.bool)
-        for name, n in flow.norms.items()
+        name: dead.get(name, torch.zeros(n, dtype=torch.bool)) for name, n in flow.norms.items()
     }
-    return Plan(masks, gather, cuts, kept, flow.signature, flow=flow)
+    kept = {name: cuts[name].rows for name in flow.norms}
+    copies = {name: mask.clone() for name, mask in masks.items()}
+    return Plan(copies, gather, cuts, kept, flow.signature, flow=flow)
+
+
+def _adds_constants(solved: Solved, constants: Constants, name: str) -> bool:
+    folded = solved.folded & (constants.columns[name].nan_to_num() != 0)
+    made = constants.rows[name][solved.computed].nan_to_num()
+    return bool(folded.any()) or bool((made != 0).any())
 
 
 def cut(site: Site, solved: Solved) -> Cut:
@@ -88,6 +188,10 @@ def cut(site: Site, solved: Solved) -> Cut:
     arriving, leaving = solved.arriving.nonzero().flatten(), solved.leaving.nonzero().flatten()
     rows, columns = solved.computed.nonzero().flatten(), solved.kept.nonzero().flatten()
     return Cut(
+        kind=site.kind,
+        dims=site.dims,
+        weight_dims=site.weight_dims,
+        before=(site.rows.numel(), site.columns.numel()),
         rows=rows,
         columns=columns,
         select=None if torch.equal(arriving, columns) else torch.searchsorted(arriving, columns),

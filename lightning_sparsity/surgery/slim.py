@@ -12,7 +12,7 @@ from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, 
 from lightning_sparsity.surgery.plan import Cut, Plan, cut
 from lightning_sparsity.surgery.proof import in_double, prove, shared_copy
 from lightning_sparsity.surgery.solver import Solver
-from lightning_sparsity.surgery.tape import Site, Tape
+from lightning_sparsity.surgery.tape import Site
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     small = shared_copy(masked)
     cuts = _Surgeon(masked, small, plan, plan.flow).operate()
     proof = prove(masked, in_double(small), plan.flow) if verify else None
-    _own_tensors(small, model)
+    own_tensors(small, model)
     plan.cuts, plan.proof = cuts, proof
     return small
 
@@ -74,7 +74,7 @@ class _Surgeon:
         self.constants = Constants(masked, flow.tape, plan.dead)
         self.solved = Solver(flow.tape, flow.classes, self.constants, gather=plan.gather).solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
-        self.followers = _followers(flow.tape)
+        self.followers = flow.followers
 
     def operate(self) -> dict[str, Cut]:
         """Cut every layer; the cuts as they were made."""
@@ -88,13 +88,13 @@ class _Surgeon:
             name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"
         }
         weights = {name: self._weight(self.sites[name], cuts[name]) for name in offsets}
-        for name, site in self.sites.items():
-            shrink(self.modules[name], site.kind, site.weight_dims, cuts[name], weights.get(name))
+        for name in self.sites:
+            shrink(self.modules[name], cuts[name], weights.get(name))
         for name, offset in offsets.items():
             cuts[name].bias = self._settle(name, offset[cuts[name].rows], cuts)
-        for name, site in self.sites.items():
+        for name in self.sites:
             fill = self.constants.rows[name][self.solved[name].leaving]
-            attach(self.modules[name], site.dims, cuts[name], fill.nan_to_num())
+            attach(self.modules[name], cuts[name], fill.nan_to_num())
         return cuts
 
     def _offset(self, site: Site) -> Tensor:
@@ -107,7 +107,7 @@ class _Surgeon:
     def _weight(self, site: Site, made: Cut) -> Tensor:
         """The smaller weight of a dense layer, constants merged into one column where they have to be."""
         solved, c = self.solved[site.name], self.constants.columns[site.name]
-        full = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
+        full: Tensor = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
         full = full.index_select(0, made.rows.to(full.device))
         weight = full.index_select(1, made.columns.to(full.device)).double()
         chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten().to(full.device)
@@ -145,72 +145,46 @@ class _Surgeon:
         return False
 
 
-def shrink(
-    module: Any, kind: str, weight_dims: tuple[int, int], made: Cut, weight: Tensor | None = None
-) -> None:
-    """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known already)."""
+def shrink(module: nn.Module, cut: Cut, weight: Tensor | None = None) -> None:
+    """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known)."""
     for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        if x.dim() == 0:
+        if x.dim() == 0 or (isinstance(module, nn.PReLU) and x.numel() == 1):
             continue
-        if name != "weight" or kind == "channel":
-            smaller = x.detach().index_select(0, made.rows.to(x.device))
+        if name != "weight" or cut.kind == "channel":
+            smaller = x.detach().index_select(0, cut.rows.to(x.device))
         elif weight is not None:
             smaller = weight
         else:
             shape = list(x.shape)
-            shape[weight_dims[0]], shape[weight_dims[1]] = (
-                made.rows.numel(),
-                made.columns.numel() + made.ones,
-            )
-            smaller = x.new_empty(shape)
-        setattr(
-            module,
-            name,
-            nn.Parameter(smaller, requires_grad=x.requires_grad)
-            if isinstance(x, nn.Parameter)
-            else smaller,
-        )
-    _set_widths(module, kind, made)
+            shape[cut.weight_dims[0]] = cut.rows.numel()
+            shape[cut.weight_dims[1]] = cut.columns.numel() + cut.ones
+            smaller = x.new_zeros(shape)
+        parameter = isinstance(x, nn.Parameter)
+        own = nn.Parameter(smaller, requires_grad=x.requires_grad) if parameter else smaller
+        setattr(module, name, own)
+    _set_widths(module, cut)
 
 
-def _set_widths(module: Any, kind: str, made: Cut) -> None:  # noqa: ANN401
-    rows, columns = made.rows.numel(), made.columns.numel() + made.ones
+def _set_widths(module: nn.Module, cut: Cut) -> None:
+    rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
     widths = dict.fromkeys(("out_channels", "out_features", "num_features", "num_parameters"), rows)
     widths |= dict.fromkeys(("in_channels", "in_features"), columns)
-    if kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
+    if cut.kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
         widths["groups"] = rows
     for name, width in widths.items():
         if name in module.__dict__:
             setattr(module, name, width)
 
 
-def attach(module: nn.Module, dims: tuple[int, int], made: Cut, fill: Tensor) -> None:
+def attach(module: nn.Module, cut: Cut, fill: Tensor) -> None:
     """Add the `Select` and `Scatter` that the cut asks for."""
-    device = next(x.device for x in [*module.parameters(), *module.buffers()])
-    if made.select is not None or made.ones:
-        index = None if made.select is None else made.select.to(device)
-        attach_select(module, Select(index, dims[0], ones=made.ones).train(module.training))
-    if made.scatter is not None:
-        scatter = Scatter(made.scatter.to(device), fill.to(device), dims[1])
+    device = next((x.device for x in [*module.parameters(), *module.buffers()]), fill.device)
+    if cut.select is not None or cut.ones:
+        index = None if cut.select is None else cut.select.to(device)
+        attach_select(module, Select(index, cut.dims[0], ones=cut.ones).train(module.training))
+    if cut.scatter is not None:
+        scatter = Scatter(cut.scatter.to(device), fill.to(device), cut.dims[1])
         attach_scatter(module, scatter.train(module.training))
-
-
-def _followers(tape: Tape) -> dict[str, str]:
-    """For each dense layer the batch norm that alone reads it, and reads nothing else."""
-    readers = {call.source: site for site in tape.sites.values() for call in site.calls}
-    found = {}
-    for site in tape.sites.values():
-        after = {readers.get(call.result) for call in site.calls}
-        alone = all(call.result.uses == 1 for call in site.calls)
-        reader = next(iter(after))
-        if (
-            len(after) == 1
-            and alone
-            and reader is not None
-            and len(reader.calls) == len(site.calls)
-        ):
-            found[site.name] = reader.name
-    return found
 
 
 def _masked(model: nn.Module, plan: Plan) -> nn.Module:
@@ -226,10 +200,12 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _own_tensors(small: nn.Module, model: nn.Module) -> None:
+def own_tensors(small: nn.Module, model: nn.Module) -> None:
     """Give the slim model its own tensors, in the model's dtypes."""
     originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
-    dtypes = {name: x.dtype for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    named = [*model.named_parameters(remove_duplicate=False)]
+    named_buffers = model.named_buffers(remove_duplicate=False)
+    dtypes = {name: x.dtype for name, x in [*named, *named_buffers]}
     memo: dict[int, Any] = {}
     for module_name, module in small.named_modules():
         for name, x in [

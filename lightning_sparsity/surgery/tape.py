@@ -108,6 +108,8 @@ class Tape:
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     frozen: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict)
     variables: int = 1
+    fixed_flops: int = 0
+    """Multiply-adds of the convolutions and linear layers that cannot be cut."""
     held: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
 
     def new_variables(self, n: int) -> Tensor:
@@ -162,3 +164,21 @@ def swapped(item: Any, swap: Any) -> Any:  # noqa: ANN401
     if isinstance(item, dict):
         return {key: swapped(x, swap) for key, x in item.items()}
     return swap(item)
+
+
+def followers_of(tape: Tape) -> dict[str, str]:
+    """For each dense layer the batch norm that alone reads it, and reads nothing else."""
+    readers = {call.source: site for site in tape.sites.values() for call in site.calls}
+    found = {}
+    for site in tape.sites.values():
+        after = {readers.get(call.result) for call in site.calls}
+        alone = all(call.result.uses == 1 for call in site.calls)
+        reader = next(iter(after))
+        if (
+            len(after) == 1
+            and alone
+            and reader is not None
+            and len(reader.calls) == len(site.calls)
+        ):
+            found[site.name] = reader.name
+    return found

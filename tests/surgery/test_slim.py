@@ -87,7 +87,11 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         self.expand = nn.Sequential(*conv_bn(3, 16, 1), act(), *conv_bn(16, 16, groups=16), act())
         self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1), nn.Sigmoid()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(16, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(4, 16, 1),
+            nn.Sigmoid(),
         )
         self.project = nn.Sequential(*conv_bn(16, 8, 1))
         self.head = nn.Linear(8, 3)
@@ -155,7 +159,9 @@ class AuxiliaryHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(*conv_bn(3, 8), nn.ReLU())
-        self.aux = nn.Sequential(*conv_bn(8, 4, 1), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 64, 3))
+        self.aux = nn.Sequential(
+            *conv_bn(8, 4, 1), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 64, 3)
+        )
         self.head = nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Any:
@@ -171,21 +177,36 @@ def stack(*layers: nn.Module) -> nn.Module:
 def toys() -> dict[str, tuple[nn.Module, Any]]:
     image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)]
-    mlp = stack(nn.Linear(9, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    mlp = stack(
+        nn.Linear(9, 16),
+        nn.BatchNorm1d(16),
+        nn.Tanh(),
+        nn.Linear(16, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 2),
+    )
     wide = stack(nn.Conv1d(3, 8, 5), nn.BatchNorm1d(8), nn.GELU(), nn.Conv1d(8, 4, 3, dilation=2))
-    deep = stack(nn.Conv3d(1, 6, 3), nn.SyncBatchNorm(6), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(6, 2, 2))
+    deep = stack(
+        nn.Conv3d(1, 6, 3), nn.SyncBatchNorm(6), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(6, 2, 2)
+    )
     flat = [nn.Flatten(), nn.Dropout(), nn.Linear(12 * 16, 4)]
     frozen = [nn.Conv2d(3, 8, 1), FrozenBatchNorm2d(8), nn.ReLU(), *conv_bn(8, 12), *tail]
     return {
         "padded": (stack(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 12), nn.Sigmoid(), *tail), image),
-        "unpadded": (stack(*conv_bn(3, 8, padding=0), nn.GELU(), *conv_bn(8, 12, padding=0), *tail), image),
+        "unpadded": (
+            stack(*conv_bn(3, 8, padding=0), nn.GELU(), *conv_bn(8, 12, padding=0), *tail),
+            image,
+        ),
         "reflected": (stack(*conv_bn(3, 8), *conv_bn(8, 12, padding_mode="reflect"), *tail), image),
         "same": (stack(*conv_bn(3, 8), nn.ELU(), *conv_bn(8, 12, padding="same"), *tail), image),
         "flattened": (stack(*conv_bn(3, 12), nn.ReLU6(), nn.MaxPool2d(2), *flat), image),
         "mlp": (mlp, torch.randn(3, 9, dtype=torch.float64)),
         "one dimension": (wide, torch.randn(2, 3, 20, dtype=torch.float64)),
         "three dimensions": (deep, torch.randn(1, 1, 8, 8, 8, dtype=torch.float64)),
-        "biased": (stack(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Softplus(), nn.Conv2d(8, 2, 1)), image),
+        "biased": (
+            stack(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Softplus(), nn.Conv2d(8, 2, 1)),
+            image,
+        ),
         "residual": (Residual(), image),
         "residual of silu": (Residual(act=F.silu), image),
         "pre-activation": (PreActivation(), image),
@@ -193,19 +214,43 @@ def toys() -> dict[str, tuple[nn.Module, Any]]:
         "shuffled": (Shuffled(), image),
         "squeeze-excitation": (SqueezeExcitation(nn.ReLU), image),
         "squeeze-excitation of silu": (SqueezeExcitation(nn.SiLU), image),
-        "grouped": (stack(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 12, groups=4), nn.ReLU(), *tail), image),
-        "multiplied": (stack(*conv_bn(3, 4), nn.ReLU(), *conv_bn(4, 12, groups=4), nn.ReLU(), *tail), image),
-        "depthwise": (stack(*conv_bn(3, 12), nn.ReLU(), *conv_bn(12, 12, groups=12), nn.ReLU(), *tail), image),
-        "prelu": (stack(*conv_bn(3, 8), nn.PReLU(8), *conv_bn(8, 12), nn.PReLU(), *tail), image),
-        "instance norm": (stack(*conv_bn(3, 12), nn.InstanceNorm2d(12, affine=True), nn.ReLU(), *tail), image),
-        "group norm": (stack(*conv_bn(3, 12), nn.GroupNorm(3, 12), nn.ReLU(), *tail), image),
-        "frozen norm": (stack(*frozen), image),
-        "no affine": (stack(*conv_bn(3, 8), nn.BatchNorm2d(8, affine=False), *conv_bn(8, 12), *tail), image),
-        "batch statistics": (
-            stack(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 12), nn.BatchNorm2d(12, track_running_stats=False), *tail),
+        "grouped": (
+            stack(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 12, groups=4), nn.ReLU(), *tail),
             image,
         ),
-        "pixel shuffle": (stack(*conv_bn(3, 16), nn.PixelShuffle(2), *conv_bn(4, 12), *tail), image),
+        "multiplied": (
+            stack(*conv_bn(3, 4), nn.ReLU(), *conv_bn(4, 12, groups=4), nn.ReLU(), *tail),
+            image,
+        ),
+        "depthwise": (
+            stack(*conv_bn(3, 12), nn.ReLU(), *conv_bn(12, 12, groups=12), nn.ReLU(), *tail),
+            image,
+        ),
+        "prelu": (stack(*conv_bn(3, 8), nn.PReLU(8), *conv_bn(8, 12), nn.PReLU(), *tail), image),
+        "instance norm": (
+            stack(*conv_bn(3, 12), nn.InstanceNorm2d(12, affine=True), nn.ReLU(), *tail),
+            image,
+        ),
+        "group norm": (stack(*conv_bn(3, 12), nn.GroupNorm(3, 12), nn.ReLU(), *tail), image),
+        "frozen norm": (stack(*frozen), image),
+        "no affine": (
+            stack(*conv_bn(3, 8), nn.BatchNorm2d(8, affine=False), *conv_bn(8, 12), *tail),
+            image,
+        ),
+        "batch statistics": (
+            stack(
+                *conv_bn(3, 8),
+                nn.ReLU(),
+                *conv_bn(8, 12),
+                nn.BatchNorm2d(12, track_running_stats=False),
+                *tail,
+            ),
+            image,
+        ),
+        "pixel shuffle": (
+            stack(*conv_bn(3, 16), nn.PixelShuffle(2), *conv_bn(4, 12), *tail),
+            image,
+        ),
         "padded pool": (stack(*conv_bn(3, 8), nn.AvgPool2d(3, 1, 1), nn.Conv2d(8, 2, 1)), image),
         "outer pad": (stack(*conv_bn(3, 8), nn.ZeroPad2d(1), nn.Conv2d(8, 2, 3)), image),
         "shared layers": (SharedLayers(), image),
@@ -237,7 +282,9 @@ def fresh(inputs: Any) -> Any:
 
 @pytest.mark.parametrize("share", [0.4, 0.7, 1.0])
 @pytest.mark.parametrize("gather", [True, False], ids=["gather", "no gather"])
-def test_slim_computes_what_mask_computes(toy: Any, share: float, gather: bool, draw_dead: Any) -> None:
+def test_slim_computes_what_mask_computes(
+    toy: Any, share: float, gather: bool, draw_dead: Any
+) -> None:
     model, inputs = toy
     flow = surgery.trace(model, inputs)
     plan = flow.plan(draw_dead(flow, share), gather=gather)
@@ -246,7 +293,9 @@ def test_slim_computes_what_mask_computes(toy: Any, share: float, gather: bool, 
     assert plan.proof <= 1e-12
     new = fresh(inputs)
     for expected, got in zip(outputs(masked, new), outputs(small, new), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            got, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max())
+        )
     if gather:
         assert size(small) < size(model)
 
@@ -270,7 +319,16 @@ def test_slim_takes_a_training_step(toy: Any, draw_dead: Any) -> None:
     assert all(x.isfinite().all() for x in outputs(small.eval(), inputs))
 
 
-GOES_WHOLE = ["padded", "residual", "pre-activation", "dense", "shuffled", "squeeze-excitation", "u-net", "prelu"]
+GOES_WHOLE = [
+    "padded",
+    "residual",
+    "pre-activation",
+    "dense",
+    "shuffled",
+    "squeeze-excitation",
+    "u-net",
+    "prelu",
+]
 
 
 @pytest.mark.parametrize("name", GOES_WHOLE)
