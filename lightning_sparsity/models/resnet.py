@@ -38,10 +38,10 @@ class _Bottleneck(nn.Module):
 
 @final
 class ResNet164(nn.Module):
-    """Pre-activation ResNet with 164 layers for images of 32 pixels: 18 bottleneck blocks per stage.
+    """Pre-activation ResNet with 164 layers for images of 32 pixels: 18 bottlenecks per stage.
 
-    With 10 classes it has 1 703 258 parameters and 12 112 BatchNorm channels. The code of the papers
-    counts 1 711 338 parameters: its index of selected channels is a parameter too.
+    With 10 classes it has 1 703 258 parameters and 12 112 BatchNorm channels. The code of the
+    papers counts 1 711 338 parameters: its index of selected channels is a parameter too.
 
     Args:
         num_classes: Outputs of the last layer.

@@ -13,7 +13,7 @@ STAGES = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 @final
 class VGG19(nn.Module):
-    """VGG-19 for images of 32 pixels: 16 convolutions, each followed by BatchNorm, and one linear layer.
+    """VGG-19 for images of 32 pixels: 16 convolutions with BatchNorm, and one linear layer.
 
     With 10 classes it has 20 035 018 parameters and 5 504 BatchNorm channels.
 

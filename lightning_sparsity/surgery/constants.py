@@ -1,7 +1,7 @@
-"""Which channels are constant, and what they are: the tape run again on constants instead of activations.
+"""Which channels are constant, and at what: the tape run again on constants.
 
-A channel that depends on nothing but weights has one value everywhere. NaN stands for everything else. Numbers are
-float64, so that folding them away loses nothing.
+A channel that depends on nothing but weights has one value everywhere. NaN stands for everything
+else. Numbers are float64, so that folding them away loses nothing.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery import ops
-from lightning_sparsity.surgery.labels import compact
-from lightning_sparsity.surgery.moves import move
+from lightning_sparsity.surgery.labels import compact, varying
+from lightning_sparsity.surgery.moves import move, pad_channels
 from lightning_sparsity.surgery.recorder import argument
 from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Unknown, Value, Weight, swapped
 
@@ -116,7 +116,7 @@ class Constants:
         ]
 
     def _mapped(self, step: Step) -> Tensor | None:
-        """An elementwise function of constants is the function of the constants; zero times anything is zero."""
+        """The function of the constants; zero times anything is zero."""
 
         def swap(x: Any) -> Any:  # noqa: ANN401
             if isinstance(x, Unknown):
@@ -137,7 +137,11 @@ class Constants:
         if argument(step.args, step.kwargs, 2, "mode", "constant") != "constant":
             return c
         filled = argument(step.args, step.kwargs, 3, "value", None) or 0.0
-        return torch.where(c == filled, c, NAN)
+        before, after = step.inputs[0].labels, step.results[0].labels
+        along = varying(before)
+        moved = any(before.size(d) != after.size(d) for d in range(before.dim()) if d not in along)
+        c = torch.where(c == filled, c, NAN) if moved else c
+        return pad_channels(c, before, argument(step.args, step.kwargs, 1, "pad"), filled)
 
     def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
         c = self._of(call.source).flatten()

@@ -1,9 +1,6 @@
 """Follow the channels of any CNN through one real run of it."""
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import CodeType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,12 +12,19 @@ from lightning_sparsity.surgery.constants import Zeros
 from lightning_sparsity.surgery.labels import ROOT, compact, components
 from lightning_sparsity.surgery.plan import Plan, make_plan
 from lightning_sparsity.surgery.recorder import MARK
+from lightning_sparsity.surgery.running import (
+    asks_for_mode,
+    call,
+    preserved,
+    show_heads,
+    tensors_in,
+)
 from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
 
 
 class ChannelFlow:
-    """Where each channel of a model is made, changed and read. Made by `trace`; print it to see what cannot be cut.
+    """Where each channel of a model is made and read: what `trace` returns. Print it to see more.
 
     Attributes:
         norms: The BatchNorm layers that the run went through, with their numbers of channels.
@@ -46,12 +50,13 @@ class ChannelFlow:
         """What can be removed when some BatchNorm scales count as zero.
 
         Args:
-            dead: For each BatchNorm layer by name a boolean mask over its channels, True where the scale counts as zero.
-                Layers that are not named keep all their channels. Zero rows and columns of convolutions and linear
-                layers count as well.
-            gather: Whether layers may pick their inputs and fill in constants. It removes every dead channel of
-                residual, dense and pre-activation networks, at the price of copying activations. Without it, channels
-                that a sum or concatenation ties together go only when all of them are dead.
+            dead: For each BatchNorm layer by name a boolean mask over its channels, True where the
+                scale counts as zero. Layers that are not named keep all their channels. Zero rows
+                and columns of convolutions and linear layers count as well.
+            gather: Whether layers may pick their inputs and fill in constants. It removes every
+                dead channel of residual, dense and pre-activation networks, at the price of copying
+                activations. Without it, channels that a sum or concatenation ties together go only
+                when all of them are dead.
 
         Raises:
             ValueError: If a name or a mask does not fit the model, or a scale is NaN.
@@ -65,9 +70,9 @@ class ChannelFlow:
         """Rank all BatchNorm scales of the network by magnitude, and remove the smallest.
 
         Args:
-            amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile of
-                raw magnitudes over the whole network. Or `Flops(keep)`, `Params(keep)`: drop until
-                at most that share of the cost is left. Or `Threshold(at)`.
+            amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile
+                of raw magnitudes over the whole network. Or `Flops(keep)`, `Params(keep)`: drop
+                until at most that share of the cost is left. Or `Threshold(at)`.
             gather: As in `plan`.
             keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
                 and a network without detours then answers the same to everything.
@@ -115,23 +120,27 @@ class ChannelFlow:
     def _check(self, dead: Mapping[str, Tensor]) -> None:
         if signature_of(self.model) != self.signature:
             raise ValueError(
-                "The plan needs the model as it was traced, but its weights have other shapes now. Trace it again."
+                "The model is no longer what was traced: its weights have other shapes. Trace it "
+                "again."
             )
         for name, mask in dead.items():
             if name not in self.norms:
                 known = ", ".join(list(self.norms)[:5]) or "none"
                 raise ValueError(
-                    f"dead needs names of BatchNorm layers that the trace went through, got {name!r}. Known: {known} …."
+                    f"dead needs names of BatchNorm layers that the trace went through, got "
+                    f"{name!r}. Known: {known} …."
                 )
             if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
                 raise ValueError(
-                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got {mask.dtype} of shape {tuple(mask.shape)}."
+                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}."
                 )
 
     def __str__(self) -> str:
         channels = sum(self.norms.values())
         lines = [
-            f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} BatchNorm layers with {channels} channels"
+            f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} of them BatchNorm with "
+            f"{channels} channels"
         ]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  frozen: {item}" for item in self.frozen]
@@ -141,13 +150,15 @@ class ChannelFlow:
 def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
     """Run a model once and follow its channels.
 
-    The model runs in evaluation mode, and once more in training mode if its own code asks for the mode, so heads that
-    only train are seen. Its weights, buffers, modes and hooks stay as they are, and so does the random state.
+    The model runs in evaluation mode, and once more in training mode if its own code asks for the
+    mode, so heads that only train are seen. Its weights, buffers, modes and hooks stay as they are,
+    and so does the random state.
 
     Args:
-        model: The model. Any Python control flow will do; what depends on the data is seen as it happens in this run.
-        example_inputs: A tensor or list (the only argument), a tuple (all arguments) or a dict (keyword arguments). A
-            batch of one will do.
+        model: The model. Any Python control flow will do; what depends on the data is seen as it
+            happens in this run.
+        example_inputs: A tensor or list (the only argument), a tuple (all arguments) or a dict
+            (keyword arguments). A batch of one will do.
 
     Returns:
         The flow, which makes plans.
@@ -160,9 +171,10 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
         _run(model, tape, example_inputs, training=False)
     except Exception as error:
         raise ValueError(
-            f"trace needs example inputs that the model runs on, but it raised {type(error).__name__}: {error}"
+            "trace needs example inputs that the model runs on, but it raised "
+            f"{type(error).__name__}: {error}"
         ) from error
-    if _asks_for_mode(model):
+    if asks_for_mode(model):
         try:
             _run(model, tape, example_inputs, training=True)
         except Exception as error:  # the heads of torchvision's detectors need targets to train
@@ -172,18 +184,10 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
             )
     if not tape.sites:
         raise ValueError(
-            f"trace needs a model with convolutions, linear or norm layers, got {type(model).__name__} without any in its run."
+            "trace needs a model with convolutions, linear or norm layers, but no such layer ran "
+            f"in {type(model).__name__}."
         )
     return ChannelFlow(model, tape, example_inputs, notes)
-
-
-def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
-    """Call a model on example inputs in any of the forms that `trace` takes."""
-    if isinstance(example_inputs, tuple):
-        return model(*example_inputs)
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    return model(example_inputs)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -198,43 +202,6 @@ def is_norm(module: nn.Module) -> bool:
 def signature_of(model: nn.Module) -> dict[str, list[int]]:
     """The shapes by which a plan knows its model again."""
     return {name: list(x.shape) for name, x in model.state_dict().items() if isinstance(x, Tensor)}
-
-
-def tensors_in(item: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """All tensors in a nest of containers and plain objects."""
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, Mapping):
-        for x in item.values():
-            yield from tensors_in(x)
-    elif isinstance(item, (list, tuple, set)):
-        for x in item:
-            yield from tensors_in(x)
-    elif hasattr(item, "__dict__") and not isinstance(item, (nn.Module, type)):
-        yield from tensors_in(vars(item))
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Leave modes, buffers and random state as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(x, x.clone()) for x in model.buffers()]
-    try:
-        with torch.random.fork_rng(enabled=True), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for x, before in buffers:
-                if not torch.equal(x, before):
-                    x.copy_(before)
-
-
-def show_heads(model: nn.Module) -> None:
-    """Training mode for the model's own code only: dropout, batch norm and their like stay in evaluation."""
-    for module in model.modules():
-        module.training = not _is_library(type(module))
 
 
 def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -> None:  # noqa: ANN401
@@ -269,26 +236,3 @@ def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
         if isinstance(value, Value):
             variables = compact(value.labels, value.labels).flatten()
             tape.hold(variables[variables != ROOT])
-
-
-def _asks_for_mode(model: nn.Module) -> bool:
-    """Whether any code of the model's own reads `training`."""
-    own = {type(module) for module in model.modules() if not _is_library(type(module))}
-    return any(_mentions(cls, "training") for cls in own)
-
-
-def _is_library(cls: type) -> bool:
-    return cls.__module__.startswith(("torch.nn.", "torchvision.ops."))
-
-
-def _mentions(cls: type, name: str) -> bool:
-    bases = [base for base in inspect.getmro(cls) if not _is_library(base) and base is not object]
-    functions = [f for base in bases for f in vars(base).values()]
-    codes = [getattr(inspect.unwrap(f), "__code__", None) for f in functions if callable(f)]
-    return any(_reads(code, name) for code in codes if code is not None)
-
-
-def _reads(code: CodeType, name: str) -> bool:
-    return name in code.co_names or any(
-        _reads(c, name) for c in code.co_consts if isinstance(c, CodeType)
-    )

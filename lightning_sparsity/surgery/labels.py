@@ -1,7 +1,8 @@
 """Label tensors: beside an activation, which channel variable each of its entries carries.
 
-Positions of one channel nearly always carry the same label, so labels are stored with stride 0 along every dimension
-where they are constant: they cost one number per channel, and views of them stay as cheap.
+Positions of one channel nearly always carry the same label, so labels are stored with stride 0
+along every dimension where they are constant: they cost one number per channel, and views of them
+stay as cheap.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 ROOT = 0
-"""The variable of everything that must stay as it is: inputs, outputs, and what could not be followed."""
+"""The variable of all that must stay: inputs, outputs, and what could not be followed."""
 
 
 def varying(labels: Tensor) -> tuple[int, ...]:
@@ -21,7 +22,7 @@ def varying(labels: Tensor) -> tuple[int, ...]:
 
 
 def compact(values: Tensor, like: Tensor) -> Tensor:
-    """`values` with size 1 along every dimension where the labels `like` (same shape) are constant."""
+    """`values` with size 1 along every dimension where the labels `like` are constant."""
     for dim in range(like.dim()):
         if like.size(dim) > 1 and like.stride(dim) == 0:
             values = values.narrow(dim, 0, 1)
@@ -53,7 +54,7 @@ def plain(shape: Sequence[int]) -> Tensor:
 
 
 def components(n: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """For each of `n` variables the smallest variable that it is tied to, directly or through others."""
+    """For each of `n` variables the smallest one that it is tied to, directly or not."""
     parent = torch.arange(n)
     if not pairs:
         return parent

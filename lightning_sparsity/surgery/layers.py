@@ -26,13 +26,10 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     groups = 1 if op.name == "linear" else int(op.argument(6, "groups", 1))
     depthwise = groups > 1 and groups == weight.size(0) and weight.size(1) == 1
     frame = _own_layer(recorder, weight)
-    if frame is None or (groups > 1 and not depthwise):
-        if not recorder.training:
-            entries = op.args[0] if op.name in TRANSPOSED else op.results[0]
-            recorder.tape.fixed_flops += entries.numel() * weight[0].numel()
-        reason = FOREIGN if frame is None else "is grouped: its channels stay together"
-        return recorder.opaque(op, reason)
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
+    if frame is None or (groups > 1 and not depthwise):
+        reason = FOREIGN if frame is None else "is grouped: its channels stay together"
+        return _hold_layer(recorder, op, -1 - rank, reason)
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
     if depthwise:
         site = _site(recorder, frame, "channel", groups, -1 - rank)
@@ -41,6 +38,18 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     site = _site(recorder, frame, "dense", weight.size(rows), -1 - rank, (rows, columns))
     made = (op.args[0], op.results[0])
     return _call(recorder, site, frame, made, weight.size(columns), folds=folds)
+
+
+def _hold_layer(recorder: Recorder, op: Op, dim: int, reason: str) -> None:
+    """A layer that stays whole, with all channels that it reads and makes."""
+    weight, result = op.argument(1, "weight"), op.results[0]
+    if not recorder.training:
+        entries = op.args[0] if op.name in TRANSPOSED else result
+        recorder.tape.fixed_flops += entries.numel() * weight[0].numel()
+    recorder.opaque(op, reason)
+    made = along(recorder.tape.new_variables(result.size(dim)), dim, result.shape)
+    recorder.freeze([made], op.name, reason)
+    recorder.mark(result, Value(made))
 
 
 def follow_norm(recorder: Recorder, op: Op) -> None:

@@ -1,7 +1,7 @@
 """The two modules that surgery adds: pick channels before a layer, fill in constants after one.
 
-They sit inside the layer that they serve, as its children `select` and `scatter`, and work through its hooks: the model's
-own code, its module names and the keys of its weights stay what they were.
+They sit inside the layer that they serve, as its children `select` and `scatter`, and work through
+its hooks: the model's own code, its module names and the keys of its weights stay what they were.
 """
 
 from typing import Any, final
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 class Select(nn.Module):
     """Picks the channels that the layer still reads; may add one channel of ones.
 
-    The layer's zero padding surrounds the channel of ones as it surrounded the constant channels that it stands for, so
-    what they added to the layer's result comes out the same, border included.
+    The layer's zero padding surrounds the channel of ones as it surrounded the constant channels
+    that it stands for, so what they added to the layer's result comes out the same, border
+    included.
 
     Args:
         index: The channels to pick, or None for all of them.

@@ -1,4 +1,4 @@
-"""Data movement on labels: the very function that moved the activation, applied to what stands beside it."""
+"""Data movement on labels: the function that moved the activation, applied to its labels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def cuts_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], labe
 
 
 def fixes_channels(args: Sequence[Any], shape: Sequence[int], labels: Tensor) -> bool:
-    """Whether a view leaves some dimension open (-1) but not that of the channels: the code may count on their number."""
+    """Whether a view leaves a dimension open (-1), but not that of the channels."""
     sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     if len(sizes) != len(shape) or not all(isinstance(n, int) for n in sizes):
         return False
@@ -59,6 +59,13 @@ def move(
         moved = func(*args, **kwargs)
     results = [moved] if isinstance(moved, Tensor) else list(moved)
     return results if [x.shape for x in results] == list(shapes) else None
+
+
+def pad_channels(values: Tensor, labels: Tensor, pad: Sequence[int], filled: float) -> Tensor:
+    """`values` padded along the dimensions where labels vary, and only there."""
+    along = varying(labels)
+    own = [n if labels.dim() - 1 - i // 2 in along else 0 for i, n in enumerate(pad)]
+    return torch.nn.functional.pad(values, own, value=filled)
 
 
 def _joined(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tie: Tie | None) -> Tensor:

@@ -1,14 +1,22 @@
-"""What each function does to channels: the few tables that the tracer and the replay of constants share."""
+"""What each function does to channels: tables for the rules and for the constants."""
 
 from collections.abc import Callable
 from typing import Any
 
 ALIASES = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul", "multiply": "mul",
-    "itruediv": "div", "truediv": "div", "true_divide": "div", "divide": "div", "concat": "cat", "concatenate": "cat",
-    "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "view_as": "view", "reshape_as": "view",
-    "reshape": "view",
-}  # fmt: skip
+    spelling: name
+    for name, spellings in {
+        "add": "iadd radd",
+        "sub": "isub subtract",
+        "mul": "imul rmul multiply",
+        "div": "itruediv truediv true_divide divide",
+        "cat": "concat concatenate",
+        "transpose": "swapaxes swapdims",
+        "movedim": "moveaxis",
+        "view": "view_as reshape_as reshape",
+    }.items()
+    for spelling in spellings.split()
+}
 
 SUMS = frozenset({"add", "sub"})
 PRODUCTS = frozenset({"mul", "div"})
@@ -65,7 +73,7 @@ MAPS = frozenset(
         "prelu",
     ]
 )
-"""Functions of one entry at a time: a channel stays a channel, a constant becomes another constant."""
+"""Functions of one entry at a time: a constant becomes another constant."""
 
 KEEPS = frozenset(
     [
@@ -110,7 +118,7 @@ KEEPS = frozenset(
         "alias",
     ]
 )
-"""Functions that keep a channel's constant as it is (at evaluation): pooling, resizing, dropout, casts."""
+"""Functions that keep a channel's constant as it is: pooling, resizing, dropout, casts."""
 
 REDUCTIONS = frozenset({"mean", "amax", "amin", "sum"})
 
@@ -173,7 +181,7 @@ TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """One name for all spellings of a function: `torch.add`, `Tensor.add_` and `+=` are all "add"."""
+    """One name for all spellings: `torch.add`, `Tensor.add_` and `+=` are "add"."""
     name = getattr(func, "__name__", str(func))
     if name in ("__get__", "__set__"):
         descriptor = getattr(getattr(func, "__self__", None), "__name__", name)

@@ -1,4 +1,4 @@
-"""What will be cut: a plan is data, made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
+"""What will be cut: made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -133,8 +133,8 @@ class Plan:
 
     Attributes:
         kept: For each BatchNorm layer by name, the channels that still exist.
-        proof: Largest difference between the masked and the slim model's outputs on the example inputs, relative to
-            the largest output, in float64. None until `slim` has measured it.
+        proof: Largest difference between the masked and the slim model's outputs on the example
+            inputs, relative to the largest output, in float64. None until `slim` has measured it.
     """
 
     dead: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The proof that a slim model computes what the masked one computes: both run on the example inputs in float64."""
+"""The proof that a slim model computes what the masked one does: both run in float64."""
 
 import copy
 from typing import Any
@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.flow import ChannelFlow, call, preserved, show_heads, tensors_in
+from lightning_sparsity.surgery.flow import ChannelFlow
+from lightning_sparsity.surgery.running import call, preserved, show_heads, tensors_in
 from lightning_sparsity.surgery.tape import swapped
 
 TOLERANCE = 1e-9
+ADVICE = (
+    "so nothing was changed. The model's own code may count channels: keep the BatchNorm layers "
+    "before that place whole."
+)
 Seen = tuple[list[Tensor], list[Tensor]]
 
 
@@ -27,15 +32,11 @@ def prove(masked: nn.Module, small: nn.Module, flow: ChannelFlow) -> float:
             expected = _observe(masked, flow, training=training)
             got = _observe(small, flow, training=training)
         except Exception as error:
-            raise RuntimeError(
-                f"The slim model does not run ({type(error).__name__}: {error}), so nothing was changed. The model's own "
-                "code may count channels; keep the BatchNorm layers before that place whole."
-            ) from error
+            raise RuntimeError(f"The slim model does not run ({error}), {ADVICE}") from error
         worst = max(worst, _difference(expected, got))
         if not worst <= TOLERANCE:
             raise RuntimeError(
-                f"The slim model differs from the masked one by {worst:.1e} (relative), so nothing was changed. The "
-                "model's own code may count channels; keep the BatchNorm layers before that place whole."
+                f"The slim model differs from the masked one by {worst:.1e} (relative), {ADVICE}"
             )
     return worst
 
@@ -66,7 +67,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def relative_difference(expected: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference over all tensors, relative to the largest entry of each; inf where they do not compare."""
+    """The largest difference, relative to each tensor's largest entry; inf if shapes differ."""
     if [x.shape for x in expected] != [x.shape for x in got]:
         return float("inf")
     worst = 0.0
@@ -81,8 +82,8 @@ def relative_difference(expected: list[Tensor], got: list[Tensor]) -> float:
 def _difference(expected: Seen, got: Seen) -> float:
     """The difference of the outputs and of the uncut layers inside.
 
-    Detectors end by sorting and dropping boxes, where rounding can decide. If their outputs differ, what counts is what
-    goes into that end: the layers from which nothing was cut.
+    Detectors end by sorting and dropping boxes, where rounding can decide. If their outputs differ,
+    what counts is what goes into that end: the layers from which nothing was cut.
     """
     inside = relative_difference(expected[1], got[1])
     outputs = relative_difference(expected[0], got[0])

@@ -1,4 +1,4 @@
-"""Beside each activation its value: who carries one, who does not, and how a call gets on the tape."""
+"""Beside each activation its value: who carries one, and how a call gets on the tape."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,8 +45,9 @@ class Op:
 class Recorder:
     """Knows which tensors carry channels and writes what happens to them on a tape.
 
-    A tensor carries a value (it is marked with it), is neutral (independent of the inputs), or neither: then it carries
-    data without channels, as everything does that nobody has seen being made.
+    A tensor carries a value (it is marked with it), is neutral (independent of the inputs), or
+    neither: then it carries data without channels, as everything does that nobody has seen being
+    made.
     """
 
     def __init__(self, model: nn.Module, tape: Tape, *, training: bool) -> None:
@@ -140,7 +141,7 @@ def argument(
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[int, str]]:
-    """The names of parameters and buffers by id; those of several modules belong to none of them."""
+    """Names of parameters and buffers by id; what several modules share belongs to none."""
     seen: dict[int, str] = {}
     for layer, module in model.named_modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -1,4 +1,4 @@
-"""One rule per kind of function: what it does to the channels of the activations that go through it."""
+"""One rule per kind of function: what it does to the channels that go through it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_sparsity.surgery import ops
 from lightning_sparsity.surgery.labels import compact, compressed, plain, varying
-from lightning_sparsity.surgery.moves import cuts_channels, fixes_channels, move
+from lightning_sparsity.surgery.moves import cuts_channels, fixes_channels, move, pad_channels
 from lightning_sparsity.surgery.recorder import Op, Recorder
 from lightning_sparsity.surgery.tape import swapped
 
@@ -81,7 +81,7 @@ def _follow_move(recorder: Recorder, op: Op) -> None:
 
 
 def _is_hopeless(recorder: Recorder, op: Op) -> bool:
-    """Frozen channels spread over a large tensor (a detector's boxes): following them costs more than it can bring."""
+    """Frozen channels spread over a large tensor (a detector's boxes) cost more than they bring."""
     if max(x.numel() for x in op.results) <= LARGE:
         return False
     held = all(bool(recorder.tape.is_held(compact(v.labels, v.labels)).all()) for v in op.values)
@@ -149,10 +149,14 @@ def _follow_reduction(recorder: Recorder, op: Op) -> None:
 
 
 def _follow_pad(recorder: Recorder, op: Op) -> None:
-    labels = _resized(op.values[0].labels, op.results[0].shape)
-    if labels is None:
+    """Padding of positions keeps the channels; channels that it adds belong to the root."""
+    labels, shape = op.values[0].labels, op.results[0].shape
+    made = _resized(labels, shape)
+    if made is None and op.argument(2, "mode", "constant") == "constant":
+        made = pad_channels(compact(labels, labels), labels, op.argument(1, "pad"), 0).expand(shape)
+    if made is None:
         return recorder.opaque(op, "adds channels")
-    return recorder.record("pad", op, [labels])
+    return recorder.record("pad", op, [made])
 
 
 def _resized(labels: Tensor, shape: torch.Size) -> Tensor | None:

@@ -17,7 +17,7 @@ from lightning_sparsity.surgery.tape import Site
 
 @torch.no_grad()
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """The model with the plan's dead scales set to zero: same shapes, shifts kept. What `slim` has to reproduce."""
+    """The model with dead scales at zero, shapes and shifts kept: what `slim` has to reproduce."""
     check_model(model, plan)
     return _masked(copy.deepcopy(model), plan)
 
@@ -26,16 +26,18 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     """A new model without the channels that the plan removes.
 
-    The result computes what `mask(model, plan)` computes in evaluation mode. Its modules keep their names, dtype, device,
-    mode, hooks and `requires_grad`; `model` is not touched.
+    The result computes what `mask(model, plan)` computes in evaluation mode. Its modules keep their
+    names, dtype, device, mode, hooks and `requires_grad`; `model` is not touched.
 
     Args:
         model: The model that was traced, or one with the same layers.
         plan: Made by `ChannelFlow.plan` or `ChannelFlow.plan_by`.
-        verify: Whether to compare both models on the example inputs in float64, and store the difference in `plan.proof`.
+        verify: Whether to compare both models on the example inputs in float64, and store the
+            difference in `plan.proof`.
 
     Raises:
-        ValueError: If the plan belongs to another model, was loaded from disk, or does not fit the weights of now.
+        ValueError: If the plan belongs to another model, was loaded from disk, or does not fit the
+            weights of now.
         RuntimeError: If the slim model does not reproduce the masked one. Nothing has changed then.
     """
     check_model(model, plan)
@@ -60,8 +62,9 @@ def check_model(model: nn.Module, plan: Plan) -> None:
             n for n in {**plan.signature, **found} if plan.signature.get(n) != found.get(n)
         ]
         raise ValueError(
-            f"The plan belongs to another model: {different[0]!r} has shape {found.get(different[0])}, the plan expects "
-            f"{plan.signature.get(different[0])}. Trace this model and make a new plan."
+            f"The plan belongs to another model: {different[0]!r} has shape "
+            f"{found.get(different[0])}, the plan expects {plan.signature.get(different[0])}. "
+            "Trace this model and make a new plan."
         )
 
 
@@ -82,7 +85,8 @@ class _Surgeon:
         for name, made in cuts.items():
             if not made.same_channels(self.plan.cuts[name]):
                 raise ValueError(
-                    f"The plan does not fit the weights of now: {name!r} would be cut differently. Make a new plan."
+                    f"The plan does not fit the weights of now: {name!r} would be cut differently. "
+                    "Make a new plan."
                 )
         offsets = {
             name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"
@@ -105,7 +109,7 @@ class _Surgeon:
         return torch.where(constant, made - own, self.constants.contribution(site, solved.folded))
 
     def _weight(self, site: Site, made: Cut) -> Tensor:
-        """The smaller weight of a dense layer, constants merged into one column where they have to be."""
+        """The smaller weight of a dense layer, constants merged into one column if need be."""
         solved, c = self.solved[site.name], self.constants.columns[site.name]
         full: Tensor = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
         full = full.index_select(0, made.rows.to(full.device))
@@ -125,7 +129,7 @@ class _Surgeon:
         return weight.transpose(0, site.weight_dims[0]).contiguous()
 
     def _settle(self, name: str, offset: Tensor, cuts: dict[str, Cut]) -> bool:
-        """Add `offset` to what a layer makes: in its bias, in the next running mean, or in a new bias."""
+        """Add `offset` to what a layer makes: to its bias, the next running mean, or a new bias."""
         module = self.modules[name]
         if not bool(offset.any()):
             return False

@@ -1,6 +1,7 @@
 """Which channels stay: dead-code elimination on classes of tied variables.
 
-A class is absent, present (its channels exist, their value does not matter) or valued (somebody needs the value).
+A class is absent, present (its channels exist, their value does not matter) or valued (somebody
+needs the value).
 """
 
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ class Solved:
     folded: Tensor
     """The columns whose constant moves into the bias."""
     carried: Tensor
-    """The columns whose constant moves into one other column, because zero padding keeps it out of the bias."""
+    """The columns whose constant moves into one column: zero padding keeps it out of the bias."""
     carrier: int | None = None
-    """The kept column that takes over the `carried` ones; None means a column of ones is appended."""
+    """The kept column that takes over the `carried` ones; None if a column of ones does."""
 
 
 class Solver:
@@ -82,7 +83,7 @@ class Solver:
         return leaving
 
     def _droppable(self, site: Site) -> Tensor:
-        """The columns that the layer can do without, at most for a column of ones or another constant."""
+        """The columns that the layer can do without, given a column of ones or a constant one."""
         c = self.constants.columns[site.name]
         if not site.can_select and self.gather:
             return torch.zeros_like(c, dtype=torch.bool)
@@ -115,13 +116,13 @@ class Solver:
             self._raise(columns[self._first(site)], PRESENT)
 
     def _first(self, site: Site) -> Tensor:
-        """The row that is kept so that a layer is not empty: one that exists, and whose input exists if possible."""
+        """The row that keeps a layer from being empty: one that exists, if possible."""
         leaving = (self.state[self.row_class[site.name]] >= PRESENT).to(torch.int8)
         arriving = (self.state[self.column_class[site.name]] >= PRESENT).to(torch.int8)
         return (2 * leaving + arriving if site.kind == "channel" else leaving).argmax().view(1)
 
     def _revive_carriers(self) -> bool:
-        """Without gathering, one constant channel has to stay for each layer that pads others with zeros."""
+        """Without gathering, a constant channel stays for each layer that needs a carrier."""
         if self.gather:
             return False
         revived = False
@@ -176,7 +177,7 @@ class Solver:
 
 
 def without_gathering(tape: Tape, classes: Tensor) -> Tensor:
-    """Classes in which the two sides of a batch norm or depthwise convolution live and die together."""
+    """Classes in which the two sides of a norm or depthwise layer live and die together."""
     pairs = [
         (classes[site.rows], classes[site.columns])
         for site in tape.sites.values()

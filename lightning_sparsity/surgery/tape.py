@@ -1,4 +1,4 @@
-"""What one run of a model leaves behind: values, steps, and the layers (sites) that make and read channels."""
+"""What one run of a model leaves behind: values, steps, and layers (sites)."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Call:
     source: Value
     result: Value
     folds: bool
-    """A constant in every position comes out as a constant: no zero padding, no overlap at the border."""
+    """Whether a constant comes out as a constant: no zero padding, no overlap at the border."""
     positions: int
     """Entries of the result per output channel, the batch included."""
     training: bool
@@ -46,8 +46,8 @@ class Call:
 class Site:
     """A layer whose channels can be cut.
 
-    A `"dense"` layer (convolution, linear) makes each row from all columns; a `"channel"` layer (batch norm, depthwise
-    convolution, PReLU) makes each row from the column of the same number.
+    A `"dense"` layer (convolution, linear) makes each row from all columns; a `"channel"` layer
+    (batch norm, depthwise convolution, PReLU) makes each row from the column of the same number.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Site:
     rows: Tensor
     """The variable that each output channel makes."""
     columns: Tensor
-    """The variable that each input channel reads (in the first call; the other calls are tied to it)."""
+    """The variable that each input channel reads (in the first call; others are tied to it)."""
     dims: tuple[int, int]
-    """The channel dimension of input and output, counted from the end for layers that take both batches and single items."""
+    """The channel dimension of input and output."""
     weight_dims: tuple[int, int] = (0, 1)
     """The dimensions of the weight that hold rows and columns."""
     calls: list[Call] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Site:
     can_scatter: bool = True
 
     def seen(self) -> list[Call]:
-        """The calls that count: those in evaluation, or in training for a layer that only trains."""
+        """The calls that count: in evaluation, or in training if there are no others."""
         return [call for call in self.calls if not call.training] or self.calls
 
 

@@ -107,5 +107,5 @@ class Tracer(TorchFunctionMode):
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """Whether a module is torchvision's batch norm of buffers, which calls no function of its own."""
+    """Whether a module is torchvision's batch norm of buffers, made of sums and products."""
     return type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "running_var")

@@ -1,4 +1,4 @@
-"""Carry an optimizer over to the slim model: momentum and Adam's moments are cut like their weights."""
+"""Carry an optimizer over to the slim model: moments are cut like their weights."""
 
 from collections import defaultdict
 from typing import Any
@@ -15,8 +15,8 @@ def transplant(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: P
     """Hand an optimizer of the dense model over to the slim one, state included.
 
     Its groups then hold the slim model's parameters; step counts stay, state with one entry per
-    weight is cut the same way as the weight. What surgery added starts at zero: a new bias joins the
-    group of its layer's weight.
+    weight is cut the same way as the weight. What surgery added starts at zero: a new bias joins
+    the group of its layer's weight.
 
     Args:
         optimizer: Changed in place; left alone if an error is raised.

@@ -19,7 +19,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def randomise() -> Randomise:
-    """Give all norms random statistics, scales and shifts, and put the model in float64 and evaluation mode."""
+    """Random statistics, scales and shifts for all norms; float64, evaluation mode."""
 
     def randomise(model: nn.Module) -> nn.Module:
         for module in model.modules():

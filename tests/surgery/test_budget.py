@@ -65,9 +65,11 @@ def test_a_threshold_takes_what_is_not_larger(randomise: Any) -> None:
     assert flow.plan_by(Threshold(0)).kept["1"].tolist() == [1, 2, 3, 5, 6, 7]
 
 
-@pytest.mark.parametrize("gather", [True, False], ids=["gather", "no gather"])
-@pytest.mark.parametrize("keep", [0.3, 0.7])
-@pytest.mark.parametrize("build", [ResNet56, DenseNet40], ids=["resnet", "densenet"])
+@pytest.mark.parametrize(
+    ("build", "keep", "gather"),
+    [(ResNet56, 0.3, True), (ResNet56, 0.7, False), (DenseNet40, 0.5, True)],
+    ids=["resnet", "resnet without gathering", "densenet"],
+)
 def test_a_cost_is_met_from_below(build: Any, keep: float, gather: bool, randomise: Any) -> None:
     model = randomise(build())
     flow = surgery.trace(model, IMAGE)
@@ -83,7 +85,15 @@ def test_flops_count_what_fvcore_counts(randomise: Any) -> None:
     grouped = nn.Conv2d(8, 8, 3, groups=4, stride=2)
     up = nn.ConvTranspose2d(8, 6, 3, stride=2, bias=False)
     depthwise = nn.Conv2d(6, 6, 3, groups=6)
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), grouped, up, depthwise, nn.BatchNorm2d(6)]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        grouped,
+        up,
+        depthwise,
+        nn.BatchNorm2d(6),
+    ]
     model = randomise(nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)))
     model(IMAGE)
     flow = surgery.trace(model, IMAGE)
@@ -96,7 +106,9 @@ def test_flops_count_what_fvcore_counts(randomise: Any) -> None:
 def test_an_impossible_budget_says_what_is_possible(randomise: Any) -> None:
     model = randomise(chain(8, 8))
     flow = surgery.trace(model, IMAGE)
-    with pytest.raises(ValueError, match=r"Params\(keep=0.01\) cannot be met.*share of 0\.\d+ stays") as error:
+    with pytest.raises(
+        ValueError, match=r"Params\(keep=0.01\) cannot be met.*share of 0\.\d+ stays"
+    ) as error:
         flow.plan_by(Params(0.01))
     reachable = float(str(error.value).split("share of ")[1].split()[0])
     small = surgery.slim(model, flow.plan_by(Params(reachable + 1e-3)))

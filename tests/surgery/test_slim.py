@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 from lightning_sparsity import surgery
+from lightning_sparsity.surgery.running import call, tensors_in
 
 
 def conv_bn(n: int, m: int, k: int = 3, **options: Any) -> list[nn.Module]:
@@ -30,6 +32,21 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.stem(x))
         return self.head(self.act(x + self.body(x)).mean((2, 3)))
+
+
+class PaddedShortcut(nn.Module):
+    """The shortcut of ResNets for CIFAR: every other pixel, and new channels of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8), nn.ReLU())
+        self.body = nn.Sequential(*conv_bn(8, 16, stride=2), nn.ReLU(), *conv_bn(16, 16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return self.head(F.relu(self.body(x) + shortcut).mean((2, 3)))
 
 
 class PreActivation(nn.Module):
@@ -174,6 +191,7 @@ def stack(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+@cache
 def toys() -> dict[str, tuple[nn.Module, Any]]:
     image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)]
@@ -208,6 +226,7 @@ def toys() -> dict[str, tuple[nn.Module, Any]]:
             image,
         ),
         "residual": (Residual(), image),
+        "padded shortcut": (PaddedShortcut(), image),
         "residual of silu": (Residual(act=F.silu), image),
         "pre-activation": (PreActivation(), image),
         "dense": (Dense(), image),
@@ -265,12 +284,12 @@ def toys() -> dict[str, tuple[nn.Module, Any]]:
 @pytest.fixture(params=toys())
 def toy(request: pytest.FixtureRequest, randomise: Any) -> tuple[nn.Module, Any]:
     model, inputs = toys()[request.param]
-    return randomise(model), inputs
+    return randomise(copy.deepcopy(model)), inputs
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     with torch.no_grad():
-        return list(surgery.flow.tensors_in(surgery.flow.call(model, inputs)))
+        return list(tensors_in(call(model, inputs)))
 
 
 def fresh(inputs: Any) -> Any:
@@ -312,8 +331,8 @@ def test_slim_takes_a_training_step(toy: Any, draw_dead: Any) -> None:
         small.eval()  # trains on GPUs only
     before = copy.deepcopy(small.state_dict())
     optimizer = torch.optim.SGD(small.parameters(), lr=1e-2)
-    result = surgery.flow.call(small, inputs)
-    sum(x.square().mean() for x in surgery.flow.tensors_in(result)).backward()
+    result = call(small, inputs)
+    sum(x.square().mean() for x in tensors_in(result)).backward()
     optimizer.step()
     assert any(not torch.equal(x, before[name]) for name, x in small.state_dict().items())
     assert all(x.isfinite().all() for x in outputs(small.eval(), inputs))
@@ -334,7 +353,7 @@ GOES_WHOLE = [
 @pytest.mark.parametrize("name", GOES_WHOLE)
 def test_no_dead_channel_stays(name: str, randomise: Any) -> None:
     model, inputs = toys()[name]
-    flow = surgery.trace(randomise(model), inputs)
+    flow = surgery.trace(randomise(copy.deepcopy(model)), inputs)
     dead = {norm: torch.arange(n) % 3 > 0 for norm, n in flow.norms.items()}
     plan = flow.plan(dead)
     for norm, kept in plan.kept.items():

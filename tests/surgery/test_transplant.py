@@ -26,9 +26,13 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_goes_on_as_the_masked_model_would(name: str, randomise: Any, draw_dead: Any) -> None:
-    """With dead channels and their whole history at zero, the slim model repeats the dense one's steps."""
-    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 10, 3)))
+def test_training_goes_on_as_the_masked_model_would(
+    name: str, randomise: Any, draw_dead: Any
+) -> None:
+    """With dead channels at zero all along, the slim model repeats the dense one's steps."""
+    model = randomise(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 10, 3))
+    )
     model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
     dead = {"1": torch.arange(8) < 3}
     with torch.no_grad():
@@ -50,10 +54,14 @@ def test_training_goes_on_as_the_masked_model_would(name: str, randomise: Any, d
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_parameter_is_handed_over_with_its_state(name: str, randomise: Any, draw_dead: Any) -> None:
+def test_every_parameter_is_handed_over_with_its_state(
+    name: str, randomise: Any, draw_dead: Any
+) -> None:
     model = randomise(ResNet20()).train()
     groups = [{"params": list(model.blocks.parameters()), "lr": 0.5}]
-    groups.append({"params": [p for n, p in model.named_parameters() if not n.startswith("blocks")]})
+    groups.append(
+        {"params": [p for n, p in model.named_parameters() if not n.startswith("blocks")]}
+    )
     optimizer = OPTIMIZERS[name](groups)
     step(model, optimizer)
     flow = surgery.trace(model, IMAGES)
@@ -64,7 +72,9 @@ def test_every_parameter_is_handed_over_with_its_state(name: str, randomise: Any
     assert {id(p) for p in held} == {id(p) for p in small.parameters()}
     assert len(held) == len({id(p) for p in held})
     for p, state in optimizer.state.items():
-        assert all(x.shape == p.shape for x in state.values() if isinstance(x, torch.Tensor) and x.dim())
+        assert all(
+            x.shape == p.shape for x in state.values() if isinstance(x, torch.Tensor) and x.dim()
+        )
     step(small, optimizer)
 
 
