@@ -37,6 +37,7 @@ class ChannelFlow:
         self.tape = tape
         self.example_inputs = example_inputs
         self.notes = notes
+        tape.hold_borrowed()
         self.frozen: list[Frozen] = tape.report()
         self.classes = components(tape.variables, tape.ties)
         self.followers = followers_of(tape)

@@ -46,6 +46,7 @@ def _hold_layer(recorder: Recorder, op: Op, dim: int, reason: str) -> None:
     if not recorder.training:
         entries = op.args[0] if op.name in TRANSPOSED else result
         recorder.tape.fixed_flops += entries.numel() * weight[0].numel()
+    recorder.borrow(op)
     recorder.opaque(op, reason)
     made = along(recorder.tape.new_variables(result.size(dim)), dim, result.shape)
     recorder.freeze([made], op.name, reason)
@@ -59,6 +60,7 @@ def follow_norm(recorder: Recorder, op: Op) -> None:
     right = frame is not None and isinstance(frame.module, _NORMS[op.name])
     wrong = op.name == "batch_norm" and op.func is not nn.functional.batch_norm
     if frame is None or not right or shared or wrong:
+        recorder.borrow(op)
         return recorder.opaque(op, FOREIGN)
     if op.name == "prelu" and op.args[1].numel() == 1:
         return follow_map(recorder, op) if op.values else None

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.flow import ChannelFlow
-from lightning_sparsity.surgery.running import call, preserved, show_heads, tensors_in
+from lightning_sparsity.surgery.running import (
+    WithoutDropout,
+    call,
+    preserved,
+    show_heads,
+    tensors_in,
+)
 from lightning_sparsity.surgery.tape import swapped
 
 TOLERANCE = 1e-9
@@ -104,7 +110,7 @@ def _observe(model: nn.Module, flow: ChannelFlow, *, training: bool) -> Seen:
         for module in whole
     ]
     inputs = swapped(flow.example_inputs, _widened)
-    with preserved(model):
+    with preserved(model), WithoutDropout():
         torch.manual_seed(0)
         if training:
             show_heads(model)

@@ -79,6 +79,13 @@ class Recorder:
             fresh = (variables != ROOT) & ~self.tape.is_held(variables)
             self.tape.hold(variables[fresh], (module, op, reason))
 
+    def borrow(self, op: Op) -> None:
+        """Remember whose weights a function uses that is not their layer's own call."""
+        for x in op.tensors:
+            name = self.owned.get(id(x))
+            if name is not None and x.dim() > 0:
+                self.tape.borrowed.add(name.rpartition(".")[0])
+
     def opaque(self, op: Op, reason: str) -> None:
         """A function that channels cannot be followed through."""
         self.freeze([value.labels for value in op.values], op.name, reason)

@@ -1,13 +1,14 @@
 """Run somebody's model without leaving a trace on it."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
@@ -38,8 +39,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Leave modes, buffers and random state as they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(x, x.clone()) for x in model.buffers()]
+    devices = {x.device for x in model.parameters() if x.is_cuda}
     try:
-        with torch.random.fork_rng(enabled=True), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
         for module, training in modes:
@@ -48,6 +50,22 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for x, before in buffers:
                 if not torch.equal(x, before):
                     x.copy_(before)
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Dropout by functions does nothing, so that runs of models with other widths compare."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """The first argument instead of its dropout; everything else as it is."""
+        if "dropout" in getattr(func, "__name__", "") and args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def show_heads(model: nn.Module) -> None:

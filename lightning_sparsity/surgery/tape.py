@@ -110,6 +110,8 @@ class Tape:
     variables: int = 1
     fixed_flops: int = 0
     """Multiply-adds of the convolutions and linear layers that cannot be cut."""
+    borrowed: set[str] = field(default_factory=set)
+    """Layers whose weights are used by other code than their own call."""
     held: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
 
     def new_variables(self, n: int) -> Tensor:
@@ -130,6 +132,15 @@ class Tape:
             site.calls = [call for call in site.calls if not call.training]
             if not site.calls:
                 del self.sites[name]
+
+    def hold_borrowed(self) -> None:
+        """Keep layers whole whose weights other code uses too."""
+        for name in self.borrowed & set(self.sites):
+            site = self.sites[name]
+            site.can_select = site.can_scatter = False
+            why = (name, "weight", "is used outside the layer")
+            for variables in (site.rows, site.columns):
+                self.hold(variables[variables != 0], why)
 
     def is_held(self, variables: Tensor) -> Tensor:
         """Whether variables are frozen already."""

@@ -99,8 +99,10 @@ class Tracer(TorchFunctionMode):
         elif op.name in ("batch_norm", "instance_norm", "prelu"):
             follow_norm(self.recorder, op)
         elif op.values:
+            self.recorder.borrow(op)
             follow(self.recorder, op)
         else:
+            self.recorder.borrow(op)
             neutral = all(map(self.recorder.is_neutral, op.tensors))
             for x in op.results:
                 self.recorder.mark(x, NEUTRAL if neutral else None)

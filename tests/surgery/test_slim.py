@@ -172,6 +172,22 @@ class UNet(nn.Module):
         return self.last(F.pad(torch.cat([down, F.avg_pool2d(deep, 2)], 1), (1, 0, 1, 0)))
 
 
+class Borrowing(nn.Module):
+    """Layers whose weights other code reads, or whose call goes round their hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8), nn.ReLU())
+        self.mix, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.mix(self.stem(x)))
+        x = F.conv2d(x, self.mix.weight.flip(0), self.mix.bias)
+        x = F.relu(self.norm(self.out.forward(self.out(x))))
+        return self.last(x * self.norm.weight.sigmoid().view(-1, 1, 1))
+
+
 class AuxiliaryHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +200,7 @@ class AuxiliaryHead(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         out = self.head(x).mean((2, 3))
-        return (out, self.aux(x)) if self.training else out
+        return (out, self.aux(F.dropout(x, training=True))) if self.training else out
 
 
 def stack(*layers: nn.Module) -> nn.Module:
@@ -276,6 +292,7 @@ def toys() -> dict[str, tuple[nn.Module, Any]]:
         "two inputs": (TwoInputs(), {"x": image, "depth": image[:, :1]}),
         "parametrised": (Parametrised(), image),
         "u-net": (UNet(), image),
+        "borrowing": (Borrowing(), image),
         "auxiliary head": (AuxiliaryHead(), image),
         "features": (stack(*conv_bn(3, 8), nn.ReLU()), image),
     }
