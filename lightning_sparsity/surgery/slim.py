@@ -45,10 +45,10 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
         raise ValueError(
             "slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load."
         )
-    masked = _masked(shared_copy(model), plan)
-    small = shared_copy(masked)
-    cuts = _Surgeon(masked, small, plan, plan.flow).operate()
-    proof = prove(masked, in_double(small), plan.flow) if verify else None
+    small = _masked(shared_copy(model), plan)
+    masked = in_double(small) if verify else None
+    cuts = _Surgeon(small, plan, plan.flow).operate()
+    proof = None if masked is None else prove(masked, in_double(small), plan.flow)
     own_tensors(small, model)
     plan.cuts, plan.proof = cuts, proof
     return small
@@ -69,12 +69,12 @@ def check_model(model: nn.Module, plan: Plan) -> None:
 
 
 class _Surgeon:
-    """Cuts `small`, a copy of the masked model that shares its weights, as the plan says."""
+    """Cuts `small`, a masked copy of the model that shares its other weights, as the plan says."""
 
-    def __init__(self, masked: nn.Module, small: nn.Module, plan: Plan, flow: ChannelFlow) -> None:
+    def __init__(self, small: nn.Module, plan: Plan, flow: ChannelFlow) -> None:
         self.plan = plan
         self.sites = flow.tape.sites
-        self.constants = Constants(masked, flow.tape, plan.dead)
+        self.constants = Constants(small, flow.tape, plan.dead)
         self.solved = Solver(flow.tape, flow.classes, self.constants, gather=plan.gather).solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
         self.followers = flow.followers
@@ -108,23 +108,25 @@ class _Surgeon:
         own = self.constants.bias(site)
         return torch.where(constant, made - own, self.constants.contribution(site, solved.folded))
 
-    def _weight(self, site: Site, made: Cut) -> Tensor:
+    def _weight(self, site: Site, made: Cut) -> Tensor | None:
         """The smaller weight of a dense layer, constants merged into one column if need be."""
         solved, c = self.solved[site.name], self.constants.columns[site.name]
+        constant = ~self.constants.rows[site.name][made.rows].isnan()
+        chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten()
+        if not (made.is_smaller() or made.ones or chosen.numel() or bool(constant.any())):
+            return None
         full: Tensor = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
         full = full.index_select(0, made.rows.to(full.device))
-        weight = full.index_select(1, made.columns.to(full.device)).double()
-        chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten().to(full.device)
+        weight = full.index_select(1, made.columns.to(full.device))
         if chosen.numel():
-            carried = torch.tensordot(
-                full[:, chosen].double(), c.to(full.device)[chosen], dims=([1], [0])
-            ).unsqueeze(1)
+            weight = weight.double()
+            columns = full.index_select(1, chosen.to(full.device)).double()
+            carried = torch.tensordot(columns, c[chosen].to(full.device), dims=([1], [0]))
             if solved.carrier is None:
-                weight = torch.cat([weight, carried], 1)
+                weight = torch.cat([weight, carried.unsqueeze(1)], 1)
             else:
                 at = int(torch.searchsorted(made.columns, torch.tensor(solved.carrier)))
-                weight[:, at : at + 1] += carried / c[solved.carrier]
-        constant = ~self.constants.rows[site.name][made.rows].isnan()
+                weight[:, at] += carried / c[solved.carrier]
         weight[constant.to(weight.device)] = 0
         return weight.transpose(0, site.weight_dims[0]).contiguous()
 
@@ -151,6 +153,8 @@ class _Surgeon:
 
 def shrink(module: nn.Module, cut: Cut, weight: Tensor | None = None) -> None:
     """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known)."""
+    if weight is None and not cut.is_smaller() and not cut.ones:
+        return
     for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if x.dim() == 0 or (isinstance(module, nn.PReLU) and x.numel() == 1):
             continue

@@ -93,14 +93,18 @@ def follow(name: str, model: nn.Module, draw_dead: Any) -> str:
 def difference_in_float32(
     model: nn.Module, small: nn.Module, plan: surgery.Plan, inputs: Any
 ) -> float:
-    """The same in single precision; for detectors, on what their backbones make."""
-    masked = surgery.mask(model, plan)
-    if isinstance(inputs, list):
-        inputs, masked, small = torch.stack(inputs), masked.backbone, small.backbone
-    made = []
-    for net in (masked, small):
+    """The same in single precision; for detectors, at their raw heads."""
+    made: list[list[Tensor]] = []
+    for net in (surgery.mask(model, plan), small):
+        single, seen = copy.deepcopy(net).float().eval(), list[Tensor]()
+        for name, module in single.named_modules():
+            if isinstance(inputs, list) and name in ("head", "rpn.head"):
+                module.register_forward_hook(lambda _m, _a, out, s=seen: s.extend(tensors_in(out)))
         with torch.no_grad():
-            made.append(list(tensors_in(call(copy.deepcopy(net).float().eval(), inputs.float()))))
+            whole = call(
+                single, [x.float() for x in inputs] if isinstance(inputs, list) else inputs.float()
+            )
+        made.append(seen or list(tensors_in(whole)))
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*made, strict=True))
 
 
