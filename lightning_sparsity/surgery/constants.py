@@ -147,34 +147,37 @@ class Constants:
         c = self._of(call.source).flatten()
         if c.numel() != site.columns.numel() or not site.can_select:
             c = torch.full((site.columns.numel(),), NAN, dtype=torch.float64)
-        made = self._dense(site, call, c) if site.kind == "dense" else self._channels(site, call, c)
+        made = (
+            self._dense(site, call, c) if site.kind != "channel" else self._channels(site, call, c)
+        )
         self.known[call.result] = made.view(compact(call.result.labels, call.result.labels).shape)
         return c, made
 
     def _dense(self, site: Site, call: Call, c: Tensor) -> Tensor:
         bias = self.bias(site)
-        made = torch.full((site.rows.numel(),), NAN, dtype=torch.float64)
+        made = torch.full_like(bias, NAN)
         empty = self._zeros(site)[0]
         if empty is not None:
             made = torch.where(empty, bias, made)
-        fine = ~c.isnan() if call.folds else c == 0
-        return (
-            bias + self._contribution(site, c, torch.ones_like(fine)) if bool(fine.all()) else made
-        )
+        fine = (~c.isnan() if call.folds else c == 0).view(site.groups, -1).all(1)
+        if not bool(fine.any()):
+            return made
+        constant = fine.repeat_interleave(bias.numel() // site.groups)
+        return torch.where(constant, bias + self._contribution(site, c), made)
 
     def contribution(self, site: Site, folded: Tensor) -> Tensor:
         """What the constants in the columns `folded` add to each row."""
-        return self._contribution(site, self.columns[site.name], folded)
+        return self._contribution(site, self.columns[site.name] * folded)
 
-    def _contribution(self, site: Site, c: Tensor, folded: Tensor) -> Tensor:
-        chosen = (folded & (c != 0) & ~c.isnan()).nonzero().flatten()
+    def _contribution(self, site: Site, c: Tensor) -> Tensor:
+        """The sum over the taps of each row times the constants; NaN counts as zero."""
+        c = c.nan_to_num().view(site.groups, -1)
+        chosen = (c != 0).any(0).nonzero().flatten()
         if not chosen.numel():
             return torch.zeros(site.rows.numel(), dtype=torch.float64)
-        weight = self._weight(site).transpose(0, site.weight_dims[0])[
-            :, chosen.to(self._weight(site).device)
-        ]
-        taps = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
-        return taps.cpu() @ c[chosen]
+        blocks = blocks_of(self._weight(site), site.groups, site.weight_dims)
+        taps = blocks[:, :, chosen.to(blocks.device)].double().flatten(3).sum(3).cpu()
+        return (taps @ c[:, chosen].unsqueeze(2)).flatten()
 
     def _channels(self, site: Site, call: Call, c: Tensor) -> Tensor:
         module = self.modules[site.name]
@@ -223,10 +226,20 @@ class Constants:
             self.zeros[site.name] = (None, None)
             weight = self._weight(site)
             if int(weight.count_nonzero()) < weight.numel():
-                used = weight.transpose(0, site.weight_dims[0]) != 0
-                used = used.flatten(2).any(2) if weight.dim() > 2 else used
-                self.zeros[site.name] = (~used.any(1).cpu(), ~used.any(0).cpu())
+                used = blocks_of(weight, site.groups, site.weight_dims) != 0
+                used = used.flatten(3).any(3)
+                self.zeros[site.name] = (
+                    ~used.any(2).flatten().cpu(),
+                    ~used.any(1).flatten().cpu(),
+                )
         return self.zeros[site.name]
+
+
+def blocks_of(weight: Tensor, groups: int, weight_dims: tuple[int, int]) -> Tensor:
+    """A weight as (group, row, column, taps …), rows and columns counted within the group."""
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])
+    blocks = blocks if weight_dims == (0, 1) else blocks.transpose(1, 2)
+    return blocks.unsqueeze(3) if blocks.dim() == 3 else blocks
 
 
 def _agreed(calls: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from lightning_sparsity.surgery.recorder import SHARED, Frame, Op, Recorder
 from lightning_sparsity.surgery.rules import follow_map
 from lightning_sparsity.surgery.tape import Call, Site, Step, Value
 
+Kind = Literal["dense", "grouped", "channel"]
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = {
     "batch_norm": nn.modules.batchnorm._BatchNorm,
@@ -27,17 +28,19 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     depthwise = groups > 1 and groups == weight.size(0) and weight.size(1) == 1
     frame = _own_layer(recorder, weight)
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
-    if frame is None or (groups > 1 and not depthwise):
-        reason = FOREIGN if frame is None else "is grouped: its channels stay together"
-        return _hold_layer(recorder, op, -1 - rank, reason)
+    if frame is None:
+        return _hold_layer(recorder, op, -1 - rank, FOREIGN)
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
     if depthwise:
         site = _site(recorder, frame, "channel", groups, -1 - rank)
         return _call(recorder, site, frame, (op.args[0], op.results[0]), groups, folds=folds)
     rows, columns = (1, 0) if op.name in TRANSPOSED else (0, 1)
-    site = _site(recorder, frame, "dense", weight.size(rows), -1 - rank, (rows, columns))
+    sizes = [weight.size(0), weight.size(1) * groups]
+    kind: Kind = "dense" if groups == 1 else "grouped"
+    site = _site(recorder, frame, kind, sizes[rows], -1 - rank, (rows, columns))
+    site.groups = groups
     made = (op.args[0], op.results[0])
-    return _call(recorder, site, frame, made, weight.size(columns), folds=folds)
+    return _call(recorder, site, frame, made, sizes[columns], folds=folds)
 
 
 def _hold_layer(recorder: Recorder, op: Op, dim: int, reason: str) -> None:
@@ -90,7 +93,7 @@ def _own_layer(recorder: Recorder, weight: Tensor) -> Frame | None:
 def _site(
     recorder: Recorder,
     frame: Frame,
-    kind: Literal["dense", "channel"],
+    kind: Kind,
     n: int,
     dim: int,
     weight_dims: tuple[int, int] = (0, 1),

@@ -22,7 +22,7 @@ class Cut:
     """How one layer changes: all that has to be known to build it again."""
 
     kind: str
-    """`"dense"` or `"channel"`, as in `Site`."""
+    """`"dense"`, `"grouped"` or `"channel"`, as in `Site`."""
     dims: tuple[int, int]
     weight_dims: tuple[int, int]
     before: tuple[int, int]
@@ -41,6 +41,8 @@ class Cut:
     """Whether a channel of ones is appended to its input."""
     bias: bool = False
     """Whether it needs a bias that it did not have."""
+    groups: tuple[int, int] = (1, 1)
+    """How many groups a grouped layer had and keeps."""
 
     def same_channels(self, other: "Cut") -> bool:
         """Whether two cuts leave the same channels."""
@@ -61,15 +63,34 @@ class Cut:
                 else weight.size(0)
             )
             return self.kind == "channel" and n in (1, self.before[0])
-        rows, columns = self.weight_dims
-        return bool(weight.dim() >= 2 and (weight.size(rows), weight.size(columns)) == self.before)
+        sizes = [self.before[i] for i in self.weight_dims]
+        sizes[1] //= self.groups[0]
+        return bool(list(weight.shape[:2]) == sizes)
 
     def made(self, module: nn.Module) -> bool:
         """Whether a module has the channels that the cut leaves."""
         weight = getattr(module, "weight", None)
         if weight is None or weight.numel() == 1:
             return self.kind == "channel" or weight is not None
-        return bool(weight.size(self.weight_dims[0] * (self.kind == "dense")) == self.rows.numel())
+        outer = (
+            (self.rows, self.columns)[self.weight_dims[0]] if self.kind == "grouped" else self.rows
+        )
+        return bool(weight.size(self.weight_dims[0] * (self.kind == "dense")) == outer.numel())
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """The rows and columns of a weight (or of what an optimizer keeps for it) that stay."""
+        if self.kind == "channel":
+            return weight.index_select(0, self.rows.to(weight.device))
+        index = [self.rows, self.columns]
+        outer, inner = (index[i].to(weight.device) for i in self.weight_dims)
+        weight = weight.index_select(0, outer)
+        if self.kind == "dense":
+            return weight.index_select(1, inner)
+        groups = self.groups[1]
+        inner = (inner % weight.size(1)).view(groups, 1, -1)
+        blocks = weight.view(groups, -1, weight.size(1), *weight.shape[2:])
+        inner = inner.view(*inner.shape, *[1] * (weight.dim() - 2))
+        return blocks.take_along_dim(inner, 2).flatten(0, 1)
 
     def to_json(self) -> dict[str, Any]:
         """The cut as plain numbers."""
@@ -89,7 +110,10 @@ class Cut:
         kind, dims = str(entry["kind"]), _pair(entry["dims"])
         weight_dims = _pair(entry["weight_dims"])
         empty = not rows.numel() or not (columns.numel() or ones)
-        wrong = kind not in ("dense", "channel") or sorted(weight_dims) != [0, 1]
+        wrong = kind not in ("dense", "grouped", "channel") or sorted(weight_dims) != [0, 1]
+        groups = _pair_of_groups(
+            entry["groups"], before=(rows_before, columns_before), after=(rows, columns)
+        )
         apart = (select is not None and select.numel() != columns.numel()) or (
             rows.numel() != (width if scatter is None else scatter.numel())
         )
@@ -98,7 +122,18 @@ class Cut:
         before = (rows_before, columns_before)
         bias = bool(entry["bias"])
         return cls(
-            kind, dims, weight_dims, before, rows, columns, select, scatter, width, ones, bias
+            kind,
+            dims,
+            weight_dims,
+            before,
+            rows,
+            columns,
+            select,
+            scatter,
+            width,
+            ones,
+            bias,
+            groups,
         )
 
 
@@ -117,6 +152,28 @@ def _pair(pair: Any) -> tuple[int, int]:  # noqa: ANN401
     ):
         raise ValueError(f"{pair} are no dimensions")
     return first, second
+
+
+def _pair_of_groups(
+    pair: Any,  # noqa: ANN401
+    before: tuple[int, int],
+    after: tuple[Tensor, Tensor],
+) -> tuple[int, int]:
+    """How many groups there were and are; rows and columns have to lie in the same ones."""
+    had, has = (_count(n) for n in pair)
+    if had == has == 1:
+        return 1, 1
+    if any(n % had for n in before) or any(
+        index.numel() % has or not index.numel() for index in after
+    ):
+        raise ValueError("groups of different sizes")
+    rows, columns = (
+        i.div(n // had, rounding_mode="floor").view(has, -1)
+        for i, n in zip(after, before, strict=True)
+    )
+    if not bool((rows == rows[:, :1]).all()) or not bool((columns == rows[:, :1]).all()):
+        raise ValueError("rows and columns of different groups")
+    return had, has
 
 
 def _index(numbers: list[int], n: int) -> Tensor:
@@ -167,7 +224,7 @@ def make_plan(
     modules = dict(model.named_modules())
     for name, made in cuts.items():
         mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
-        if made.kind == "dense" and modules[name].bias is None and mean is None:
+        if made.kind != "channel" and modules[name].bias is None and mean is None:
             made.bias = _adds_constants(solved[name], constants, name)
     masks = {
         name: dead.get(name, torch.zeros(n, dtype=torch.bool)) for name, n in flow.norms.items()
@@ -198,4 +255,13 @@ def cut(site: Site, solved: Solved) -> Cut:
         scatter=None if torch.equal(leaving, rows) else torch.searchsorted(leaving, rows),
         width=leaving.numel(),
         ones=bool(solved.carried.any()) and solved.carrier is None,
+        groups=_groups(site, rows),
     )
+
+
+def _groups(site: Site, rows: Tensor) -> tuple[int, int]:
+    if site.kind != "grouped":
+        return 1, 1
+    return site.groups, rows.div(
+        site.rows.numel() // site.groups, rounding_mode="floor"
+    ).unique().numel()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.constants import Constants, blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, attach_select
 from lightning_sparsity.surgery.plan import Cut, Plan, cut
@@ -89,7 +89,7 @@ class _Surgeon:
                     "Make a new plan."
                 )
         offsets = {
-            name: self._offset(site) for name, site in self.sites.items() if site.kind == "dense"
+            name: self._offset(site) for name, site in self.sites.items() if site.kind != "channel"
         }
         weights = {name: self._weight(self.sites[name], cuts[name]) for name in offsets}
         for name in self.sites:
@@ -115,20 +115,24 @@ class _Surgeon:
         chosen = (solved.carried & ~c.isnan() & (c != 0)).nonzero().flatten()
         if not (made.is_smaller() or made.ones or chosen.numel() or bool(constant.any())):
             return None
-        full: Tensor = self.modules[site.name].weight.detach().transpose(0, site.weight_dims[0])
-        full = full.index_select(0, made.rows.to(full.device))
-        weight = full.index_select(1, made.columns.to(full.device))
+        full: Tensor = self.modules[site.name].weight.detach()
+        weight = made.of_weight(full)
         if chosen.numel():
-            weight = weight.double()
-            columns = full.index_select(1, chosen.to(full.device)).double()
+            full, weight = (x.transpose(0, site.weight_dims[0]).double() for x in (full, weight))
+            columns = full[made.rows.to(full.device)][:, chosen.to(full.device)]
             carried = torch.tensordot(columns, c[chosen].to(full.device), dims=([1], [0]))
             if solved.carrier is None:
                 weight = torch.cat([weight, carried.unsqueeze(1)], 1)
             else:
                 at = int(torch.searchsorted(made.columns, torch.tensor(solved.carrier)))
                 weight[:, at] += carried / c[solved.carrier]
-        weight[constant.to(weight.device)] = 0
-        return weight.transpose(0, site.weight_dims[0]).contiguous()
+            weight = weight.transpose(0, site.weight_dims[0])
+        silent = constant.to(weight.device).view(made.groups[1], -1)
+        blocks = blocks_of(weight.contiguous(), made.groups[1], site.weight_dims)
+        blocks = blocks.masked_fill(silent.view(*silent.shape, *[1] * (blocks.dim() - 2)), 0)
+        if site.weight_dims != (0, 1):
+            blocks = blocks.transpose(1, 2)
+        return blocks.reshape(weight.shape)
 
     def _settle(self, name: str, offset: Tensor, cuts: dict[str, Cut]) -> bool:
         """Add `offset` to what a layer makes: to its bias, the next running mean, or a new bias."""
@@ -163,10 +167,8 @@ def shrink(module: nn.Module, cut: Cut, weight: Tensor | None = None) -> None:
         elif weight is not None:
             smaller = weight
         else:
-            shape = list(x.shape)
-            shape[cut.weight_dims[0]] = cut.rows.numel()
-            shape[cut.weight_dims[1]] = cut.columns.numel() + cut.ones
-            smaller = x.new_zeros(shape)
+            sizes = [(cut.rows.numel(), cut.columns.numel() + cut.ones)[i] for i in cut.weight_dims]
+            smaller = x.new_zeros(sizes[0], sizes[1] // cut.groups[1], *x.shape[2:])
         parameter = isinstance(x, nn.Parameter)
         own = nn.Parameter(smaller, requires_grad=x.requires_grad) if parameter else smaller
         setattr(module, name, own)
@@ -179,6 +181,8 @@ def _set_widths(module: nn.Module, cut: Cut) -> None:
     widths |= dict.fromkeys(("in_channels", "in_features"), columns)
     if cut.kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
         widths["groups"] = rows
+    elif cut.kind == "grouped":
+        widths["groups"] = cut.groups[1]
     for name, width in widths.items():
         if name in module.__dict__:
             setattr(module, name, width)

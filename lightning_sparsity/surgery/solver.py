@@ -98,6 +98,13 @@ class Solver:
         if site.kind == "channel":
             self._raise(columns[computed], PRESENT)
             self._raise(columns[live], VALUED)
+        elif site.kind == "grouped":
+            grouped = self._grouped(site)
+            self._raise(rows[grouped.computed], PRESENT)
+            self._raise(columns[grouped.kept], PRESENT)
+            wanted = blocks(live, site.groups).any(1, keepdim=True)
+            wanted = wanted & blocks(~self.foldable[site.name], site.groups)
+            self._raise(columns[wanted.flatten()], VALUED)
         elif bool(live.any()):
             self._raise(columns[~self._droppable(site)], VALUED)
 
@@ -140,6 +147,8 @@ class Solver:
         leaving = self.state[self.row_class[name]] >= PRESENT
         arriving = self.state[self.column_class[name]] >= PRESENT
         computed = self._computed(site)
+        if site.kind == "grouped":
+            return self._grouped(site)
         if not bool(computed.any()):
             computed = computed.index_fill(0, self._first(site), True)
         if site.kind == "channel":
@@ -151,6 +160,25 @@ class Solver:
             & self.constants.rows[name].isnan()
         )
         return self._dense(site, computed, leaving, arriving, needed=bool(live.any()))
+
+    def _grouped(self, site: Site) -> Solved:
+        """Groups go whole; in those that stay, rows and columns are as many as in the largest."""
+        leaving = self.state[self.row_class[site.name]] >= PRESENT
+        arriving = self.state[self.column_class[site.name]] >= PRESENT
+        valued = self.state[self.row_class[site.name]] == VALUED
+        live = blocks(valued & self.constants.rows[site.name].isnan(), site.groups)
+        free = self.gather and site.can_select and site.can_scatter
+        foldable = self.foldable[site.name]
+        wanted = live.any(1, keepdim=True) & blocks(~foldable, site.groups)
+        rows = blocks(self._computed(site) if free else leaving, site.groups)
+        columns = wanted if free else blocks(arriving, site.groups)
+        stays = rows.any(1) if free else rows.any(1) | columns.any(1)
+        if not bool(stays.any()):
+            stays = stays.index_fill(0, blocks(leaving, site.groups).sum(1).argmax().view(1), True)
+        computed = evened(rows, blocks(leaving, site.groups), stays)
+        kept = evened(columns, blocks(arriving, site.groups), stays)
+        folded = live.any(1, keepdim=True).expand_as(wanted).flatten() & foldable & ~kept
+        return Solved(computed, leaving, kept, arriving, folded, torch.zeros_like(kept))
 
     def _dense(
         self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor, *, needed: bool
@@ -174,6 +202,21 @@ class Solver:
             kept = kept.index_fill(0, arriving.to(torch.int8).argmax().view(1), True)
             folded = folded & ~kept
         return Solved(computed, leaving, kept, arriving, folded, carried, carrier)
+
+
+def blocks(mask: Tensor, groups: int) -> Tensor:
+    """One row per group."""
+    return mask.view(groups, -1)
+
+
+def evened(chosen: Tensor, exists: Tensor, stays: Tensor) -> Tensor:
+    """Equally many in every group that stays, at least one: chosen first, then what exists."""
+    chosen = chosen & stays.unsqueeze(1)
+    count = max(int(chosen.sum(1).max()), 1)
+    n = chosen.size(1)
+    order = (2 * chosen.long() + exists.long()) * n - torch.arange(n)
+    picked = torch.zeros_like(chosen).scatter(1, order.topk(count, dim=1).indices, True)
+    return (picked & stays.unsqueeze(1)).flatten()
 
 
 def without_gathering(tape: Tape, classes: Tensor) -> Tensor:

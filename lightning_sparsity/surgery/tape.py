@@ -46,12 +46,13 @@ class Call:
 class Site:
     """A layer whose channels can be cut.
 
-    A `"dense"` layer (convolution, linear) makes each row from all columns; a `"channel"` layer
-    (batch norm, depthwise convolution, PReLU) makes each row from the column of the same number.
+    A `"dense"` layer (convolution, linear) makes each row from all columns of its group; a
+    `"channel"` layer (batch norm, depthwise convolution, PReLU) makes each row from the column of
+    the same number.
     """
 
     name: str
-    kind: Literal["dense", "channel"]
+    kind: Literal["dense", "grouped", "channel"]
     rows: Tensor
     """The variable that each output channel makes."""
     columns: Tensor
@@ -61,6 +62,8 @@ class Site:
     weight_dims: tuple[int, int] = (0, 1)
     """The dimensions of the weight that hold rows and columns."""
     calls: list[Call] = field(default_factory=list)
+    groups: int = 1
+    """Into how many blocks of rows and columns a `"grouped"` layer is divided."""
     can_select: bool = True
     can_append: bool = True
     can_scatter: bool = True

@@ -73,15 +73,13 @@ def _is_number(entry: object) -> bool:
 def _cut(entry: Tensor, own: str, cut: Cut | None) -> Tensor:
     if cut is None or entry.dim() == 0:
         return entry.clone()
-    if own == "weight" and cut.kind == "dense":
-        rows, columns = cut.weight_dims
-        entry = entry.index_select(rows, cut.rows.to(entry.device))
-        entry = entry.index_select(columns, cut.columns.to(entry.device))
-        if cut.ones:
-            shape = list(entry.shape)
-            shape[columns] = 1
-            entry = torch.cat([entry, entry.new_zeros(shape)], columns)
-        return entry
     if entry.numel() == 1 and cut.rows.numel() > 1:
         return entry.clone()
-    return entry.index_select(0, cut.rows.to(entry.device))
+    if own != "weight":
+        return entry.index_select(0, cut.rows.to(entry.device))
+    entry = cut.of_weight(entry)
+    if cut.ones:
+        shape = list(entry.shape)
+        shape[cut.weight_dims[1]] = 1
+        entry = torch.cat([entry, entry.new_zeros(shape)], cut.weight_dims[1])
+    return entry

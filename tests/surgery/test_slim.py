@@ -22,11 +22,13 @@ def conv_bn(n: int, m: int, k: int = 3, **options: Any) -> list[nn.Module]:
 
 
 class Residual(nn.Module):
-    def __init__(self, n: int = 12, act: Callable[[Tensor], Tensor] = F.relu) -> None:
+    def __init__(
+        self, n: int = 12, act: Callable[[Tensor], Tensor] = F.relu, groups: int = 1
+    ) -> None:
         super().__init__()
         self.act = act
         self.stem = nn.Sequential(*conv_bn(3, n))
-        self.body = nn.Sequential(*conv_bn(n, 8, 1), nn.ReLU(), *conv_bn(8, n))
+        self.body = nn.Sequential(*conv_bn(n, 8, 1), nn.ReLU(), *conv_bn(8, n, groups=groups))
         self.head = nn.Linear(n, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,6 +255,19 @@ def toys() -> dict[str, tuple[nn.Module, Any]]:
             stack(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 12, groups=4), nn.ReLU(), *tail),
             image,
         ),
+        "grouped transposed": (
+            stack(
+                *conv_bn(3, 12),
+                nn.ReLU(),
+                nn.ConvTranspose2d(12, 12, 3, groups=3, bias=False),
+                nn.BatchNorm2d(12),
+                nn.ReLU(),
+                *conv_bn(12, 12, groups=2, padding=0),
+                *tail,
+            ),
+            image,
+        ),
+        "grouped in front of a sum": (Residual(groups=2), image),
         "multiplied": (
             stack(*conv_bn(3, 4), nn.ReLU(), *conv_bn(4, 12, groups=4), nn.ReLU(), *tail),
             image,
