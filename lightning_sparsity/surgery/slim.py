@@ -147,8 +147,11 @@ class _Surgeon:
                 module.bias.double() + offset, requires_grad=module.bias.requires_grad
             )
         elif follower is not None and mean is not None:
-            read = torch.isin(cuts[name].rows, cuts[follower].columns).to(offset.device)
-            self.modules[follower].running_mean = mean.double() - offset[read]
+            full = offset.new_zeros(cuts[name].before[0]).index_copy(
+                0, cuts[name].rows.to(offset.device), offset
+            )
+            read = full[cuts[follower].columns.to(offset.device)]
+            self.modules[follower].running_mean = mean.double() - read
         else:
             module.bias = nn.Parameter(offset, requires_grad=module.weight.requires_grad)
             return True

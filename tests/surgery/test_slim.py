@@ -427,6 +427,42 @@ def test_a_dead_branch_costs_next_to_nothing(randomise: Any) -> None:
     assert [x.numel() for x in small.body.parameters()] == [1, 1, 1, 9, 1, 1]
 
 
+def test_groups_go_whole_or_lose_equally_many(randomise: Any) -> None:
+    grouped = [nn.Conv2d(12, 6, 1, groups=3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)]
+    model = randomise(stack(*conv_bn(3, 12), nn.ReLU(), *grouped))
+    flow = surgery.trace(model, torch.randn(1, 3, 6, 6).double())
+    first = torch.tensor([1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0]).bool()
+    small = surgery.slim(
+        model, flow.plan({"1": first, "4": torch.tensor([0, 1, 0, 1, 1, 1]).bool()})
+    )
+    assert small[3].groups == 2
+    assert small[3].weight.shape == (2, 2, 1, 1)
+    assert small[5].weight.shape == (2, 2, 1, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.8, 0.95])
+def test_nearly_dead_networks_are_cut_exactly(
+    toy: Any, share: float, seed: int, draw_dead: Any
+) -> None:
+    """Zero shifts and zero rows and columns of weights on top of dead scales: corners meet."""
+    model, inputs = toy
+    torch.manual_seed(seed)
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and "weight" in own:
+            own["weight"].data[torch.rand(own["weight"].size(0)) < 0.3] = 0
+            own["weight"].data[:, torch.rand(own["weight"].size(1)) < 0.2] = 0
+        elif "bias" in own:
+            own["bias"].data[torch.rand(own["bias"].size(0)) < 0.4] = 0
+    flow = surgery.trace(model, inputs)
+    plan = flow.plan(draw_dead(flow, share))
+    small = surgery.slim(model, plan)
+    assert plan.proof is not None
+    assert plan.proof <= 1e-12
+    assert size(small) == surgery.Params(0.5).cost(model, flow.tape, plan.cuts)
+
+
 def test_zero_rows_and_columns_of_plain_layers_go_too() -> None:
     model = stack(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
     with torch.no_grad():

@@ -28,17 +28,26 @@ class Tied(nn.Module):
         self.again = self.first
         self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.two.weight = self.one.weight
-        self.head = nn.ConvTranspose2d(8, 2, 2, bias=False)
+        self.head = nn.ConvTranspose2d(8, 8, 2, groups=4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.again(self.first(self.stem(x)).relu()).relu()
         return self.head(self.two(self.one(x).relu()).relu())
 
 
-BUILDS: list[Callable[[], nn.Module]] = [ResNet20, Tied]
+class Grouped(nn.Sequential):
+    """Groups that go, and groups that become narrower."""
+
+    def __init__(self) -> None:
+        convs = [nn.Conv2d(3, 12, 1), nn.Conv2d(12, 18, 3, groups=3), nn.Conv2d(18, 2, 1)]
+        norms = [nn.BatchNorm2d(12), nn.BatchNorm2d(18)]
+        super().__init__(convs[0], norms[0], nn.PReLU(), convs[1], norms[1], nn.PReLU(18), convs[2])
 
 
-@pytest.fixture(params=BUILDS, ids=["resnet", "tied"])
+BUILDS: list[Callable[[], nn.Module]] = [ResNet20, Tied, Grouped]
+
+
+@pytest.fixture(params=BUILDS, ids=["resnet", "tied", "grouped"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path, randomise: Any, draw_dead: Any) -> Any:
     model = randomise(request.param()).float()
     flow = surgery.trace(model, IMAGE)

@@ -30,9 +30,8 @@ def test_training_goes_on_as_the_masked_model_would(
     name: str, randomise: Any, draw_dead: Any
 ) -> None:
     """With dead channels at zero all along, the slim model repeats the dense one's steps."""
-    model = randomise(
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 10, 3))
-    )
+    middle, last = nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 10, 3)
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), middle, last))
     model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
     dead = {"1": torch.arange(8) < 3}
     with torch.no_grad():
