@@ -154,8 +154,8 @@ def _parameters(site: Site, module: nn.Module, cut: Cut) -> int:
     rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
     total = rows * cut.bias
     for name, x in own.items():
-        if site.kind != "channel" and name == "weight":
-            total += rows * columns // cut.groups[1] * x[0, 0].numel()
+        if site.layer.kind != "channel" and name == "weight":
+            total += rows * columns // cut.groups * x[0, 0].numel()
         else:
             total += x.numel() if x.numel() == 1 else x.numel() // site.rows.numel() * rows
     return total
@@ -168,8 +168,8 @@ def _flops_per_position(site: Site, module: nn.Module, cut: Cut | None) -> int:
     weight = getattr(module, "weight", None)
     if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
         taps = module.weight[0, 0].numel()
-        groups = site.groups if cut is None else cut.groups[1]
-        return rows * taps * (1 if site.kind == "channel" else columns // groups)
+        groups = site.layer.groups if cut is None else cut.groups
+        return rows * taps * (1 if site.layer.kind == "channel" else columns // groups)
     return rows * (NORM_FLOPS if weight is not None else 1) * (not isinstance(module, nn.PReLU))
 
 

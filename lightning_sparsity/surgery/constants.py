@@ -49,8 +49,8 @@ class Constants:
         read: dict[Call, Tensor] = {}
         made: dict[Call, Tensor] = {}
         for step in tape.steps:
-            if step.call is not None and step.site is not None:
-                read[step.call], made[step.call] = self._layer(step.site, step.call)
+            if step.call is not None:
+                read[step.call], made[step.call] = self._layer(step.call.site, step.call)
             else:
                 self._run(step)
         for name, site in tape.sites.items():
@@ -94,7 +94,7 @@ class Constants:
             return [self._padded(step)]
         if step.kind == "reduce":
             c = self._of(step.inputs[0])
-            return [torch.where(c == 0, c, NAN) if step.name == "sum" else c]
+            return [torch.where(c == 0, c, NAN) if step.function.name == "sum" else c]
         if step.kind in ("map", "product"):
             return [self._mapped(step)]
         return unknown
@@ -105,7 +105,11 @@ class Constants:
 
         shapes = [value.labels.shape for value in step.results]
         moved = move(
-            step.name, step.func, swapped(step.args, swap), swapped(step.kwargs, swap), shapes
+            step.function.name,
+            step.function.func,
+            swapped(step.function.args, swap),
+            swapped(step.function.kwargs, swap),
+            shapes,
         )
         if moved is None:
             return [None] * len(step.results)
@@ -125,30 +129,38 @@ class Constants:
                 return self.weights[x.name].detach().double().cpu()
             return self._of(x).clone() if isinstance(x, Value) else x
 
-        args, kwargs = swapped(step.args, swap), swapped(step.kwargs, swap)
-        func = getattr(torch, step.name) if step.name in ops.SUMS | ops.PRODUCTS else step.func
+        args, kwargs = swapped(step.function.args, swap), swapped(step.function.kwargs, swap)
+        func = (
+            getattr(torch, step.function.name)
+            if step.function.name in ops.SUMS | ops.PRODUCTS
+            else step.function.func
+        )
         made: Tensor = func(*args, **kwargs)
-        if step.name == "mul" and len(step.inputs) == 2:
+        if step.function.name == "mul" and len(step.inputs) == 2:
             made = torch.where((args[0] == 0) | (args[1] == 0), 0.0, made)
         return made
 
     def _padded(self, step: Step) -> Tensor:
         c = self._of(step.inputs[0])
-        if argument(step.args, step.kwargs, 2, "mode", "constant") != "constant":
+        if argument(step.function.args, step.function.kwargs, 2, "mode", "constant") != "constant":
             return c
-        filled = argument(step.args, step.kwargs, 3, "value", None) or 0.0
+        filled = argument(step.function.args, step.function.kwargs, 3, "value", None) or 0.0
         before, after = step.inputs[0].labels, step.results[0].labels
         along = varying(before)
         moved = any(before.size(d) != after.size(d) for d in range(before.dim()) if d not in along)
         c = torch.where(c == filled, c, NAN) if moved else c
-        return pad_channels(c, before, argument(step.args, step.kwargs, 1, "pad"), filled)
+        return pad_channels(
+            c, before, argument(step.function.args, step.function.kwargs, 1, "pad"), filled
+        )
 
     def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
         c = self._of(call.source).flatten()
         if c.numel() != site.columns.numel() or not site.can_select:
             c = torch.full((site.columns.numel(),), NAN, dtype=torch.float64)
         made = (
-            self._dense(site, call, c) if site.kind != "channel" else self._channels(site, call, c)
+            self._dense(site, call, c)
+            if site.layer.kind != "channel"
+            else self._channels(site, call, c)
         )
         self.known[call.result] = made.view(compact(call.result.labels, call.result.labels).shape)
         return c, made
@@ -159,10 +171,10 @@ class Constants:
         empty = self._zeros(site)[0]
         if empty is not None:
             made = torch.where(empty, bias, made)
-        fine = (~c.isnan() if call.folds else c == 0).view(site.groups, -1).all(1)
+        fine = (~c.isnan() if call.folds else c == 0).view(site.layer.groups, -1).all(1)
         if not bool(fine.any()):
             return made
-        constant = fine.repeat_interleave(bias.numel() // site.groups)
+        constant = fine.repeat_interleave(bias.numel() // site.layer.groups)
         return torch.where(constant, bias + self._contribution(site, c), made)
 
     def contribution(self, site: Site, folded: Tensor) -> Tensor:
@@ -171,11 +183,11 @@ class Constants:
 
     def _contribution(self, site: Site, c: Tensor) -> Tensor:
         """The sum over the taps of each row times the constants; NaN counts as zero."""
-        c = c.nan_to_num().view(site.groups, -1)
+        c = c.nan_to_num().view(site.layer.groups, -1)
         chosen = (c != 0).any(0).nonzero().flatten()
         if not chosen.numel():
             return torch.zeros(site.rows.numel(), dtype=torch.float64)
-        blocks = blocks_of(self._weight(site), site.groups, site.weight_dims)
+        blocks = blocks_of(self._weight(site), site.layer.groups, site.layer.weight_dims)
         taps = blocks[:, :, chosen.to(blocks.device)].double().flatten(3).sum(3).cpu()
         return (taps @ c[:, chosen].unsqueeze(2)).flatten()
 
@@ -220,13 +232,13 @@ class Constants:
 
     def _zeros(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
         """Which rows and which columns of a dense layer's weight are zero (None: none are)."""
-        if site.kind == "channel":
+        if site.layer.kind == "channel":
             return None, None
         if site.name not in self.zeros:
             self.zeros[site.name] = (None, None)
             weight = self._weight(site)
             if int(weight.count_nonzero()) < weight.numel():
-                used = blocks_of(weight, site.groups, site.weight_dims) != 0
+                used = blocks_of(weight, site.layer.groups, site.layer.weight_dims) != 0
                 used = used.flatten(3).any(3)
                 self.zeros[site.name] = (
                     ~used.any(2).flatten().cpu(),
@@ -252,10 +264,10 @@ def _agreed(calls: list[Tensor]) -> Tensor:
 
 def _averages_padding(step: Step) -> bool:
     """Whether a pooling mixes zeros from outside into its averages."""
-    if not step.name.startswith("avg_pool"):
+    if not step.function.name.startswith("avg_pool"):
         return False
-    padding = argument(step.args, step.kwargs, 3, "padding", 0)
+    padding = argument(step.function.args, step.function.kwargs, 3, "padding", 0)
     padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
-    counts = bool(argument(step.args, step.kwargs, 5, "count_include_pad", True))
-    override = argument(step.args, step.kwargs, 6, "divisor_override", None)
+    counts = bool(argument(step.function.args, step.function.kwargs, 5, "count_include_pad", True))
+    override = argument(step.function.args, step.function.kwargs, 6, "divisor_override", None)
     return override is not None or (padded and counts)

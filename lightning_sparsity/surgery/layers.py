@@ -9,7 +9,7 @@ from lightning_sparsity.surgery.labels import along, plain, varying
 from lightning_sparsity.surgery.ops import CONVOLUTIONS, TRANSPOSED
 from lightning_sparsity.surgery.recorder import SHARED, Frame, Op, Recorder
 from lightning_sparsity.surgery.rules import follow_map
-from lightning_sparsity.surgery.tape import Call, Site, Step, Value
+from lightning_sparsity.surgery.tape import Call, Function, Layer, Site, Step, Value
 
 Kind = Literal["dense", "grouped", "channel"]
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -31,16 +31,16 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     if frame is None:
         return _hold_layer(recorder, op, -1 - rank, FOREIGN)
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
+    moved = (op.args[0], op.results[0])
     if depthwise:
-        site = _site(recorder, frame, "channel", groups, -1 - rank)
-        return _call(recorder, site, frame, (op.args[0], op.results[0]), groups, folds=folds)
-    rows, columns = (1, 0) if op.name in TRANSPOSED else (0, 1)
-    sizes = [weight.size(0), weight.size(1) * groups]
+        layer = Layer("channel", (groups, groups), -1 - rank)
+        return _call(recorder, _site(recorder, frame, layer), frame, moved, folds=folds)
+    weight_dims = (1, 0) if op.name in TRANSPOSED else (0, 1)
+    sizes = (weight.size(0), weight.size(1) * groups)
+    widths = (sizes[weight_dims[0]], sizes[weight_dims[1]])
     kind: Kind = "dense" if groups == 1 else "grouped"
-    site = _site(recorder, frame, kind, sizes[rows], -1 - rank, (rows, columns))
-    site.groups = groups
-    made = (op.args[0], op.results[0])
-    return _call(recorder, site, frame, made, sizes[columns], folds=folds)
+    layer = Layer(kind, widths, -1 - rank, weight_dims, groups)
+    return _call(recorder, _site(recorder, frame, layer), frame, moved, folds=folds)
 
 
 def _hold_layer(recorder: Recorder, op: Op, dim: int, reason: str) -> None:
@@ -73,9 +73,8 @@ def follow_norm(recorder: Recorder, op: Op) -> None:
 
 def follow_channels(recorder: Recorder, frame: Frame, x: Tensor, result: Tensor, dim: int) -> None:
     """A layer that works on each channel alone."""
-    n = result.size(dim)
-    site = _site(recorder, frame, "channel", n, dim)
-    _call(recorder, site, frame, (x, result), n, folds=True)
+    layer = Layer("channel", (result.size(dim), result.size(dim)), dim)
+    _call(recorder, _site(recorder, frame, layer), frame, (x, result), folds=True)
 
 
 def _own_layer(recorder: Recorder, weight: Tensor) -> Frame | None:
@@ -90,34 +89,21 @@ def _own_layer(recorder: Recorder, weight: Tensor) -> Frame | None:
     )
 
 
-def _site(
-    recorder: Recorder,
-    frame: Frame,
-    kind: Kind,
-    n: int,
-    dim: int,
-    weight_dims: tuple[int, int] = (0, 1),
-) -> Site:
+def _site(recorder: Recorder, frame: Frame, layer: Layer) -> Site:
     sites = recorder.tape.sites
     if frame.name not in sites:
-        rows = recorder.tape.new_variables(n)
+        rows = recorder.tape.new_variables(layer.widths[0])
         unread = torch.empty(0, dtype=torch.long)
-        sites[frame.name] = Site(frame.name, kind, rows, unread, (dim, dim), weight_dims)
+        sites[frame.name] = Site(frame.name, layer, rows, unread)
     return sites[frame.name]
 
 
 def _call(
-    recorder: Recorder,
-    site: Site,
-    frame: Frame,
-    moved: tuple[Tensor, Tensor],
-    columns: int,
-    *,
-    folds: bool,
+    recorder: Recorder, site: Site, frame: Frame, moved: tuple[Tensor, Tensor], *, folds: bool
 ) -> None:
     x, result = moved
     value = recorder.value(x) or Value(plain(x.shape))
-    read = _read(recorder, site, frame, value, columns)
+    read = _read(recorder, site, frame, value)
     site.can_append = site.can_append and frame.source is x
     site.can_scatter = site.can_scatter and frame.call is None
     if site.calls:
@@ -125,32 +111,31 @@ def _call(
     else:
         site.columns = read
     value.uses += 1
-    made = Value(along(site.rows, site.dims[1], result.shape))
-    positions = result.numel() // max(result.size(site.dims[1]), 1)
+    made = Value(along(site.rows, site.layer.dim, result.shape))
+    positions = result.numel() // max(result.size(site.layer.dim), 1)
     if isinstance(frame.module, nn.modules.conv._ConvTransposeNd):
-        positions = x.numel() // max(x.size(site.dims[0]), 1)
-    frame.call = Call(value, made, folds, positions, recorder.training)
+        positions = x.numel() // max(x.size(site.layer.dim), 1)
+    frame.call = Call(site, value, made, folds, positions, recorder.training)
     site.calls.append(frame.call)
     recorder.mark(result, made)
-    step = Step(
-        "site", site.name, None, (), {}, [value], [made], recorder.training, site, frame.call
-    )
+    function = Function(site.name, None, (), {})
+    step = Step("site", function, [value], [made], recorder.training, frame.call)
     recorder.tape.steps.append(step)
 
 
-def _read(recorder: Recorder, site: Site, frame: Frame, value: Value, columns: int) -> Tensor:
+def _read(recorder: Recorder, site: Site, frame: Frame, value: Value) -> Tensor:
     """The variable that each column reads; the root where a column reads several."""
     outside = recorder.value(frame.source) or (value if frame.source is not None else None)
-    read = _variables(value.labels, site.dims[0])
-    same = None if outside is None else _variables(outside.labels, site.dims[0])
-    fits = read is not None and read.numel() == columns
+    read = _variables(value.labels, site.layer.dim)
+    same = None if outside is None else _variables(outside.labels, site.layer.dim)
+    fits = read is not None and read.numel() == site.layer.widths[1]
     if read is not None and fits and same is not None and torch.equal(read, same):
         return read
     recorder.freeze([value.labels], "input", "does not reach the layer one channel per column")
     site.can_select = False
-    if site.kind == "channel":
+    if site.layer.kind == "channel":
         recorder.tape.tie(site.rows, torch.zeros_like(site.rows))
-    return torch.zeros(columns, dtype=torch.long)
+    return torch.zeros(site.layer.widths[1], dtype=torch.long)
 
 
 def _variables(labels: Tensor, dim: int) -> Tensor | None:

@@ -1,7 +1,7 @@
 """What will be cut: made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,24 +9,21 @@ from torch import Tensor, nn
 
 from lightning_sparsity.surgery.constants import Constants, Zeros
 from lightning_sparsity.surgery.solver import Solved, Solver
-from lightning_sparsity.surgery.tape import Site
+from lightning_sparsity.surgery.tape import Layer, Site
 
 if TYPE_CHECKING:
     from lightning_sparsity.surgery.flow import ChannelFlow
 
 LARGEST = 1 << 24
+INDICES = ("rows", "columns", "select", "scatter")
 
 
 @dataclass(eq=False)
 class Cut:
     """How one layer changes: all that has to be known to build it again."""
 
-    kind: str
-    """`"dense"`, `"grouped"` or `"channel"`, as in `Site`."""
-    dims: tuple[int, int]
-    weight_dims: tuple[int, int]
-    before: tuple[int, int]
-    """How many output and input channels the layer had."""
+    layer: Layer
+    """What it was."""
     rows: Tensor
     """The output channels that it still computes."""
     columns: Tensor
@@ -41,8 +38,14 @@ class Cut:
     """Whether a channel of ones is appended to its input."""
     bias: bool = False
     """Whether it needs a bias that it did not have."""
-    groups: tuple[int, int] = (1, 1)
-    """How many groups a grouped layer had and keeps."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups of a grouped layer stay."""
+        if self.layer.kind != "grouped":
+            return 1
+        size = self.layer.widths[0] // self.layer.groups
+        return int(self.rows.div(size, rounding_mode="floor").unique().numel())
 
     def same_channels(self, other: "Cut") -> bool:
         """Whether two cuts leave the same channels."""
@@ -51,42 +54,46 @@ class Cut:
 
     def is_smaller(self) -> bool:
         """Whether the layer loses anything."""
-        return (self.rows.numel(), self.columns.numel()) != self.before
+        return (self.rows.numel(), self.columns.numel()) != self.layer.widths
 
     def fits(self, module: nn.Module) -> bool:
         """Whether a module is a layer that can be cut like this."""
         weight = getattr(module, "weight", None)
-        if weight is None or self.kind == "channel":
+        if weight is None or self.layer.kind == "channel":
             n = (
-                getattr(module, "num_features", self.before[0])
+                getattr(module, "num_features", self.layer.widths[0])
                 if weight is None
                 else weight.size(0)
             )
-            return self.kind == "channel" and n in (1, self.before[0])
-        sizes = [self.before[i] for i in self.weight_dims]
-        sizes[1] //= self.groups[0]
+            return self.layer.kind == "channel" and n in (1, self.layer.widths[0])
+        sizes = [self.layer.widths[i] for i in self.layer.weight_dims]
+        sizes[1] //= self.layer.groups
         return bool(list(weight.shape[:2]) == sizes)
 
     def made(self, module: nn.Module) -> bool:
         """Whether a module has the channels that the cut leaves."""
         weight = getattr(module, "weight", None)
         if weight is None or weight.numel() == 1:
-            return self.kind == "channel" or weight is not None
+            return self.layer.kind == "channel" or weight is not None
         outer = (
-            (self.rows, self.columns)[self.weight_dims[0]] if self.kind == "grouped" else self.rows
+            (self.rows, self.columns)[self.layer.weight_dims[0]]
+            if self.layer.kind == "grouped"
+            else self.rows
         )
-        return bool(weight.size(self.weight_dims[0] * (self.kind == "dense")) == outer.numel())
+        return bool(
+            weight.size(self.layer.weight_dims[0] * (self.layer.kind == "dense")) == outer.numel()
+        )
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """The rows and columns of a weight (or of what an optimizer keeps for it) that stay."""
-        if self.kind == "channel":
+        if self.layer.kind == "channel":
             return weight.index_select(0, self.rows.to(weight.device))
         index = [self.rows, self.columns]
-        outer, inner = (index[i].to(weight.device) for i in self.weight_dims)
+        outer, inner = (index[i].to(weight.device) for i in self.layer.weight_dims)
         weight = weight.index_select(0, outer)
-        if self.kind == "dense":
+        if self.layer.kind == "dense":
             return weight.index_select(1, inner)
-        groups = self.groups[1]
+        groups = self.groups
         inner = (inner % weight.size(1)).view(groups, 1, -1)
         blocks = weight.view(groups, -1, weight.size(1), *weight.shape[2:])
         inner = inner.view(*inner.shape, *[1] * (weight.dim() - 2))
@@ -94,86 +101,69 @@ class Cut:
 
     def to_json(self) -> dict[str, Any]:
         """The cut as plain numbers."""
-        return {
-            name: x.tolist() if isinstance(x, Tensor) else x
-            for name, x in ((f.name, getattr(self, f.name)) for f in fields(self))
-        }
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in own.items()}
+        return plain | {"layer": asdict(self.layer)}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "Cut":
         """The cut that `to_json` wrote; refuses what is no cut."""
-        rows_before, columns_before = (_count(n) for n in entry["before"])
-        rows, columns = _index(entry["rows"], rows_before), _index(entry["columns"], columns_before)
-        width, ones = _count(entry["width"]), bool(entry["ones"])
-        select = None if entry["select"] is None else _index(entry["select"], columns_before)
-        scatter = None if entry["scatter"] is None else _index(entry["scatter"], width)
-        kind, dims = str(entry["kind"]), _pair(entry["dims"])
-        weight_dims = _pair(entry["weight_dims"])
-        empty = not rows.numel() or not (columns.numel() or ones)
-        wrong = kind not in ("dense", "grouped", "channel") or sorted(weight_dims) != [0, 1]
-        groups = _pair_of_groups(
-            entry["groups"], before=(rows_before, columns_before), after=(rows, columns)
+        layer = _layer(entry["layer"])
+        width = _number(entry["width"], 1)
+        index = {
+            name: None if entry[name] is None else _index(entry[name], n)
+            for name, n in zip(INDICES, (*layer.widths, layer.widths[1], width), strict=True)
+        }
+        rows, columns, select, scatter = (index[name] for name in INDICES)
+        if rows is None or columns is None:
+            raise ValueError("a layer without channels")
+        made = cls(layer, rows, columns, select, scatter, width, entry["ones"], entry["bias"])
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Refuse channels that contradict each other."""
+        leaving = self.rows if self.scatter is None else self.scatter
+        sound = (
+            isinstance(self.ones, bool)
+            and isinstance(self.bias, bool)
+            and self.rows.numel() > 0
+            and self.columns.numel() + self.ones > 0
+            and (self.select is None or self.select.numel() == self.columns.numel())
+            and leaving.numel() == (self.width if self.scatter is None else self.rows.numel())
+            and (self.layer.kind != "channel" or torch.equal(self.rows, self.columns))
+            and (self.layer.kind != "grouped" or self._has_even_groups())
         )
-        apart = (select is not None and select.numel() != columns.numel()) or (
-            rows.numel() != (width if scatter is None else scatter.numel())
-        )
-        if empty or wrong or apart or (kind == "channel" and not torch.equal(rows, columns)):
+        if not sound:
             raise ValueError("a layer's channels contradict each other")
-        before = (rows_before, columns_before)
-        bias = bool(entry["bias"])
-        return cls(
-            kind,
-            dims,
-            weight_dims,
-            before,
-            rows,
-            columns,
-            select,
-            scatter,
-            width,
-            ones,
-            bias,
-            groups,
+
+    def _has_even_groups(self) -> bool:
+        """Whether rows and columns lie in the same groups, equally many in each."""
+        if self.rows.numel() % self.groups or self.columns.numel() % self.groups or self.ones:
+            return False
+        of_rows, of_columns = (
+            index.div(n // self.layer.groups, rounding_mode="floor").view(self.groups, -1)
+            for index, n in zip((self.rows, self.columns), self.layer.widths, strict=True)
         )
+        same = (of_rows == of_rows[:, :1]).all() and (of_columns == of_rows[:, :1]).all()
+        return bool(same)
 
 
-def _count(n: object) -> int:
-    if not isinstance(n, int) or not 0 < n <= LARGEST:
-        raise ValueError(f"a layer cannot have {n} channels")
+def _layer(entry: dict[str, Any]) -> Layer:
+    rows, columns = (_number(n, 1) for n in entry["widths"])
+    first, second = (_number(n, 0) for n in entry["weight_dims"])
+    kind, groups = entry["kind"], _number(entry["groups"], 1)
+    if kind not in ("dense", "grouped", "channel") or {first, second} != {0, 1}:
+        raise ValueError("no layer that can be cut")
+    if rows % groups or columns % groups or (kind == "channel" and rows != columns):
+        raise ValueError("a layer's widths contradict each other")
+    return Layer(kind, (rows, columns), _number(entry["dim"], -4), (first, second), groups)
+
+
+def _number(n: Any, least: int) -> int:  # noqa: ANN401
+    if not isinstance(n, int) or isinstance(n, bool) or not least <= n <= LARGEST:
+        raise ValueError(f"{n} is out of range")
     return n
-
-
-def _pair(pair: Any) -> tuple[int, int]:  # noqa: ANN401
-    first, second = pair
-    if (
-        not isinstance(first, int)
-        or not isinstance(second, int)
-        or max(abs(first), abs(second)) > 5
-    ):
-        raise ValueError(f"{pair} are no dimensions")
-    return first, second
-
-
-def _pair_of_groups(
-    pair: Any,  # noqa: ANN401
-    before: tuple[int, int],
-    after: tuple[Tensor, Tensor],
-) -> tuple[int, int]:
-    """How many groups there were and are; rows and columns have to lie in the same ones."""
-    had, has = (_count(n) for n in pair)
-    if had == has == 1:
-        return 1, 1
-    if any(n % had for n in before) or any(
-        index.numel() % has or not index.numel() for index in after
-    ):
-        raise ValueError("groups of different sizes")
-    rows, columns = (
-        i.div(n // had, rounding_mode="floor").view(has, -1)
-        for i, n in zip(after, before, strict=True)
-    )
-    if not bool((rows == rows[:, :1]).all()) or not bool((columns == rows[:, :1]).all()):
-        raise ValueError("rows and columns of different groups")
-    return had, has
 
 
 def _index(numbers: list[int], n: int) -> Tensor:
@@ -224,7 +214,7 @@ def make_plan(
     modules = dict(model.named_modules())
     for name, made in cuts.items():
         mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
-        if made.kind != "channel" and modules[name].bias is None and mean is None:
+        if made.layer.kind != "channel" and modules[name].bias is None and mean is None:
             made.bias = _adds_constants(solved[name], constants, name)
     masks = {
         name: dead.get(name, torch.zeros(n, dtype=torch.bool)) for name, n in flow.norms.items()
@@ -245,23 +235,11 @@ def cut(site: Site, solved: Solved) -> Cut:
     arriving, leaving = solved.arriving.nonzero().flatten(), solved.leaving.nonzero().flatten()
     rows, columns = solved.computed.nonzero().flatten(), solved.kept.nonzero().flatten()
     return Cut(
-        kind=site.kind,
-        dims=site.dims,
-        weight_dims=site.weight_dims,
-        before=(site.rows.numel(), site.columns.numel()),
+        layer=site.layer,
         rows=rows,
         columns=columns,
         select=None if torch.equal(arriving, columns) else torch.searchsorted(arriving, columns),
         scatter=None if torch.equal(leaving, rows) else torch.searchsorted(leaving, rows),
         width=leaving.numel(),
         ones=bool(solved.carried.any()) and solved.carrier is None,
-        groups=_groups(site, rows),
     )
-
-
-def _groups(site: Site, rows: Tensor) -> tuple[int, int]:
-    if site.kind != "grouped":
-        return 1, 1
-    return site.groups, rows.div(
-        site.rows.numel() // site.groups, rounding_mode="floor"
-    ).unique().numel()

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.labels import ROOT, compact, plain
-from lightning_sparsity.surgery.tape import Call, Kind, Step, Tape, Unknown, Value, Weight, swapped
+from lightning_sparsity.surgery.tape import (
+    Call,
+    Function,
+    Kind,
+    Step,
+    Tape,
+    Unknown,
+    Value,
+    Weight,
+    swapped,
+)
 
 MARK = "_channel_flow"
 NEUTRAL = "neutral"
@@ -113,7 +123,7 @@ class Recorder:
         made = [Value(some) for some in labels]
         for x, value in zip(op.results, made, strict=True):
             self.mark(x, value)
-        step = Step(kind, op.name, op.func, args, kwargs, inputs, made, self.training)
+        step = Step(kind, Function(op.name, op.func, args, kwargs), inputs, made, self.training)
         self.tape.steps.append(step)
 
     def _stand_in(self, x: Tensor) -> Value | Weight | Unknown | Tensor:

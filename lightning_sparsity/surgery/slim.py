@@ -89,7 +89,9 @@ class _Surgeon:
                     "Make a new plan."
                 )
         offsets = {
-            name: self._offset(site) for name, site in self.sites.items() if site.kind != "channel"
+            name: self._offset(site)
+            for name, site in self.sites.items()
+            if site.layer.kind != "channel"
         }
         weights = {name: self._weight(self.sites[name], cuts[name]) for name in offsets}
         for name in self.sites:
@@ -118,7 +120,9 @@ class _Surgeon:
         full: Tensor = self.modules[site.name].weight.detach()
         weight = made.of_weight(full)
         if chosen.numel():
-            full, weight = (x.transpose(0, site.weight_dims[0]).double() for x in (full, weight))
+            full, weight = (
+                x.transpose(0, site.layer.weight_dims[0]).double() for x in (full, weight)
+            )
             columns = full[made.rows.to(full.device)][:, chosen.to(full.device)]
             carried = torch.tensordot(columns, c[chosen].to(full.device), dims=([1], [0]))
             if solved.carrier is None:
@@ -126,11 +130,11 @@ class _Surgeon:
             else:
                 at = int(torch.searchsorted(made.columns, torch.tensor(solved.carrier)))
                 weight[:, at] += carried / c[solved.carrier]
-            weight = weight.transpose(0, site.weight_dims[0])
-        silent = constant.to(weight.device).view(made.groups[1], -1)
-        blocks = blocks_of(weight.contiguous(), made.groups[1], site.weight_dims)
+            weight = weight.transpose(0, site.layer.weight_dims[0])
+        silent = constant.to(weight.device).view(made.groups, -1)
+        blocks = blocks_of(weight.contiguous(), made.groups, site.layer.weight_dims)
         blocks = blocks.masked_fill(silent.view(*silent.shape, *[1] * (blocks.dim() - 2)), 0)
-        if site.weight_dims != (0, 1):
+        if site.layer.weight_dims != (0, 1):
             blocks = blocks.transpose(1, 2)
         return blocks.reshape(weight.shape)
 
@@ -147,7 +151,7 @@ class _Surgeon:
                 module.bias.double() + offset, requires_grad=module.bias.requires_grad
             )
         elif follower is not None and mean is not None:
-            full = offset.new_zeros(cuts[name].before[0]).index_copy(
+            full = offset.new_zeros(cuts[name].layer.widths[0]).index_copy(
                 0, cuts[name].rows.to(offset.device), offset
             )
             read = full[cuts[follower].columns.to(offset.device)]
@@ -165,13 +169,15 @@ def shrink(module: nn.Module, cut: Cut, weight: Tensor | None = None) -> None:
     for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if x.dim() == 0 or (isinstance(module, nn.PReLU) and x.numel() == 1):
             continue
-        if name != "weight" or cut.kind == "channel":
+        if name != "weight" or cut.layer.kind == "channel":
             smaller = x.detach().index_select(0, cut.rows.to(x.device))
         elif weight is not None:
             smaller = weight
         else:
-            sizes = [(cut.rows.numel(), cut.columns.numel() + cut.ones)[i] for i in cut.weight_dims]
-            smaller = x.new_zeros(sizes[0], sizes[1] // cut.groups[1], *x.shape[2:])
+            sizes = [
+                (cut.rows.numel(), cut.columns.numel() + cut.ones)[i] for i in cut.layer.weight_dims
+            ]
+            smaller = x.new_zeros(sizes[0], sizes[1] // cut.groups, *x.shape[2:])
         parameter = isinstance(x, nn.Parameter)
         own = nn.Parameter(smaller, requires_grad=x.requires_grad) if parameter else smaller
         setattr(module, name, own)
@@ -182,10 +188,10 @@ def _set_widths(module: nn.Module, cut: Cut) -> None:
     rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
     widths = dict.fromkeys(("out_channels", "out_features", "num_features", "num_parameters"), rows)
     widths |= dict.fromkeys(("in_channels", "in_features"), columns)
-    if cut.kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
+    if cut.layer.kind == "channel" and isinstance(module, nn.modules.conv._ConvNd):
         widths["groups"] = rows
-    elif cut.kind == "grouped":
-        widths["groups"] = cut.groups[1]
+    elif cut.layer.kind == "grouped":
+        widths["groups"] = cut.groups
     for name, width in widths.items():
         if name in module.__dict__:
             setattr(module, name, width)
@@ -196,9 +202,9 @@ def attach(module: nn.Module, cut: Cut, fill: Tensor) -> None:
     device = next((x.device for x in [*module.parameters(), *module.buffers()]), fill.device)
     if cut.select is not None or cut.ones:
         index = None if cut.select is None else cut.select.to(device)
-        attach_select(module, Select(index, cut.dims[0], ones=cut.ones).train(module.training))
+        attach_select(module, Select(index, cut.layer.dim, ones=cut.ones).train(module.training))
     if cut.scatter is not None:
-        scatter = Scatter(cut.scatter.to(device), fill.to(device), cut.dims[1])
+        scatter = Scatter(cut.scatter.to(device), fill.to(device), cut.layer.dim)
         attach_scatter(module, scatter.train(module.training))
 
 

@@ -78,7 +78,7 @@ class Solver:
 
     def _computed(self, site: Site) -> Tensor:
         leaving = self.state[self.row_class[site.name]] >= PRESENT
-        if self.gather and site.can_scatter and (site.can_select or site.kind == "dense"):
+        if self.gather and site.can_scatter and (site.can_select or site.layer.kind == "dense"):
             leaving = leaving & self.constants.rows[site.name].isnan()
         return leaving
 
@@ -95,15 +95,15 @@ class Solver:
         computed = self._computed(site)
         columns, rows = self.column_class[site.name], self.row_class[site.name]
         live = computed & (self.state[rows] == VALUED) & self.constants.rows[site.name].isnan()
-        if site.kind == "channel":
+        if site.layer.kind == "channel":
             self._raise(columns[computed], PRESENT)
             self._raise(columns[live], VALUED)
-        elif site.kind == "grouped":
+        elif site.layer.kind == "grouped":
             grouped = self._grouped(site)
             self._raise(rows[grouped.computed], PRESENT)
             self._raise(columns[grouped.kept], PRESENT)
-            wanted = blocks(live, site.groups).any(1, keepdim=True)
-            wanted = wanted & blocks(~self.foldable[site.name], site.groups)
+            wanted = blocks(live, site.layer.groups).any(1, keepdim=True)
+            wanted = wanted & blocks(~self.foldable[site.name], site.layer.groups)
             self._raise(columns[wanted.flatten()], VALUED)
         elif bool(live.any()):
             self._raise(columns[~self._droppable(site)], VALUED)
@@ -119,14 +119,16 @@ class Solver:
             self._raise(rows[:1], PRESENT)
         if not bool((self.state[columns] >= PRESENT).any()):
             self._raise(columns[:1], PRESENT)
-        if site.kind == "channel" and not bool(self._computed(site).any()):
+        if site.layer.kind == "channel" and not bool(self._computed(site).any()):
             self._raise(columns[self._first(site)], PRESENT)
 
     def _first(self, site: Site) -> Tensor:
         """The row that keeps a layer from being empty: one that exists, if possible."""
         leaving = (self.state[self.row_class[site.name]] >= PRESENT).to(torch.int8)
         arriving = (self.state[self.column_class[site.name]] >= PRESENT).to(torch.int8)
-        return (2 * leaving + arriving if site.kind == "channel" else leaving).argmax().view(1)
+        return (
+            (2 * leaving + arriving if site.layer.kind == "channel" else leaving).argmax().view(1)
+        )
 
     def _revive_carriers(self) -> bool:
         """Without gathering, a constant channel stays for each layer that needs a carrier."""
@@ -147,11 +149,11 @@ class Solver:
         leaving = self.state[self.row_class[name]] >= PRESENT
         arriving = self.state[self.column_class[name]] >= PRESENT
         computed = self._computed(site)
-        if site.kind == "grouped":
+        if site.layer.kind == "grouped":
             return self._grouped(site)
         if not bool(computed.any()):
             computed = computed.index_fill(0, self._first(site), True)
-        if site.kind == "channel":
+        if site.layer.kind == "channel":
             none = torch.zeros_like(computed)
             return Solved(computed, leaving, computed, arriving, none, none)
         live = (
@@ -166,17 +168,19 @@ class Solver:
         leaving = self.state[self.row_class[site.name]] >= PRESENT
         arriving = self.state[self.column_class[site.name]] >= PRESENT
         valued = self.state[self.row_class[site.name]] == VALUED
-        live = blocks(valued & self.constants.rows[site.name].isnan(), site.groups)
+        live = blocks(valued & self.constants.rows[site.name].isnan(), site.layer.groups)
         free = self.gather and site.can_select and site.can_scatter
         foldable = self.foldable[site.name]
-        wanted = live.any(1, keepdim=True) & blocks(~foldable, site.groups)
-        rows = blocks(self._computed(site) if free else leaving, site.groups)
-        columns = wanted if free else blocks(arriving, site.groups)
+        wanted = live.any(1, keepdim=True) & blocks(~foldable, site.layer.groups)
+        rows = blocks(self._computed(site) if free else leaving, site.layer.groups)
+        columns = wanted if free else blocks(arriving, site.layer.groups)
         stays = rows.any(1) if free else rows.any(1) | columns.any(1)
         if not bool(stays.any()):
-            stays = stays.index_fill(0, blocks(leaving, site.groups).sum(1).argmax().view(1), True)
-        computed = evened(rows, blocks(leaving, site.groups), stays)
-        kept = evened(columns, blocks(arriving, site.groups), stays)
+            stays = stays.index_fill(
+                0, blocks(leaving, site.layer.groups).sum(1).argmax().view(1), True
+            )
+        computed = evened(rows, blocks(leaving, site.layer.groups), stays)
+        kept = evened(columns, blocks(arriving, site.layer.groups), stays)
         folded = live.any(1, keepdim=True).expand_as(wanted).flatten() & foldable & ~kept
         return Solved(computed, leaving, kept, arriving, folded, torch.zeros_like(kept))
 
@@ -224,7 +228,7 @@ def without_gathering(tape: Tape, classes: Tensor) -> Tensor:
     pairs = [
         (classes[site.rows], classes[site.columns])
         for site in tape.sites.values()
-        if site.kind == "channel"
+        if site.layer.kind == "channel"
     ]
     everything = torch.arange(tape.variables)
     return components(tape.variables, [(everything, classes), *pairs])

@@ -29,10 +29,31 @@ class Unknown:
     """A tensor that was computed on the way and may differ in the next run (noise, positions)."""
 
 
+@dataclass(frozen=True)
+class Layer:
+    """The form of a layer.
+
+    A `"dense"` layer (convolution, linear) makes each row from all columns, a `"grouped"` one from
+    the columns of its group; a `"channel"` layer (batch norm, depthwise convolution, PReLU) makes
+    each row from the column of the same number.
+    """
+
+    kind: Literal["dense", "grouped", "channel"]
+    widths: tuple[int, int]
+    """How many output and input channels there are."""
+    dim: int
+    """The channel dimension of input and output."""
+    weight_dims: tuple[int, int] = (0, 1)
+    """The dimensions of the weight that hold rows and columns."""
+    groups: int = 1
+    """Into how many groups rows and columns are divided."""
+
+
 @dataclass(eq=False)
 class Call:
     """One use of a layer."""
 
+    site: "Site"
     source: Value
     result: Value
     folds: bool
@@ -44,26 +65,15 @@ class Call:
 
 @dataclass(eq=False)
 class Site:
-    """A layer whose channels can be cut.
-
-    A `"dense"` layer (convolution, linear) makes each row from all columns of its group; a
-    `"channel"` layer (batch norm, depthwise convolution, PReLU) makes each row from the column of
-    the same number.
-    """
+    """A layer whose channels can be cut, and where they come from and go."""
 
     name: str
-    kind: Literal["dense", "grouped", "channel"]
+    layer: Layer
     rows: Tensor
     """The variable that each output channel makes."""
     columns: Tensor
     """The variable that each input channel reads (in the first call; others are tied to it)."""
-    dims: tuple[int, int]
-    """The channel dimension of input and output."""
-    weight_dims: tuple[int, int] = (0, 1)
-    """The dimensions of the weight that hold rows and columns."""
     calls: list[Call] = field(default_factory=list)
-    groups: int = 1
-    """Into how many blocks of rows and columns a `"grouped"` layer is divided."""
     can_select: bool = True
     can_append: bool = True
     can_scatter: bool = True
@@ -73,19 +83,25 @@ class Site:
         return [call for call in self.calls if not call.training] or self.calls
 
 
-@dataclass(eq=False)
-class Step:
-    """One recorded function call, with values, weights and unknowns in place of tensors."""
+@dataclass(frozen=True)
+class Function:
+    """A function and its arguments, with values, weights and unknowns in place of tensors."""
 
-    kind: Kind
     name: str
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Step:
+    """One recorded function call: a function's, or a layer's."""
+
+    kind: Kind
+    function: Function
     inputs: list[Value]
     results: list[Value]
     training: bool
-    site: Site | None = None
     call: Call | None = None
 
 

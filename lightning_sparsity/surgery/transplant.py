@@ -80,6 +80,6 @@ def _cut(entry: Tensor, own: str, cut: Cut | None) -> Tensor:
     entry = cut.of_weight(entry)
     if cut.ones:
         shape = list(entry.shape)
-        shape[cut.weight_dims[1]] = 1
-        entry = torch.cat([entry, entry.new_zeros(shape)], cut.weight_dims[1])
+        shape[cut.layer.weight_dims[1]] = 1
+        entry = torch.cat([entry, entry.new_zeros(shape)], cut.layer.weight_dims[1])
     return entry
