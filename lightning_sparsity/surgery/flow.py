@@ -18,6 +18,7 @@ from lightning_sparsity.surgery.running import (
     preserved,
     show_heads,
     tensors_in,
+    tensors_kept,
 )
 from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
@@ -215,24 +216,23 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -
             model.eval()
         enter = register_module_forward_pre_hook(tracer.enter_module)
         leave = register_module_forward_hook(tracer.leave_module)
+        given = list(tensors_in(inputs))
+        for x in given:
+            tracer.recorder.mark(x, None)
         try:
             with tracer:
                 result = call(model, inputs)
         finally:
             enter.remove()
             leave.remove()
+            for x in given:
+                x.__dict__.pop(MARK, None)
         _hold(model, tape, result)
 
 
 def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
     """What the model returns, or keeps for later, stays whole."""
-    stored = [
-        x
-        for module in model.modules()
-        for x in vars(module).values()
-        if isinstance(x, (Tensor, list, dict, tuple))
-    ]
-    for x in tensors_in([result, stored]):
+    for x in [*tensors_in(result), *tensors_kept(model)]:
         value = x.__dict__.pop(MARK, None)
         if isinstance(value, Value):
             variables = compact(value.labels, value.labels).flatten()

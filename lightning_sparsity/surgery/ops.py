@@ -176,6 +176,9 @@ MIXING_MOVES = frozenset(
 )
 """Data movement that needs the full set of channels."""
 
+EXITS = frozenset({"item", "float", "int", "bool", "complex", "index", "tolist", "numpy", "array"})
+"""Functions that take numbers out of tensors."""
+
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.labels import ROOT, compact, plain
+from lightning_sparsity.surgery.running import tensors_kept
 from lightning_sparsity.surgery.tape import (
     Call,
     Function,
@@ -64,6 +65,8 @@ class Recorder:
         self.tape = tape
         self.training = training
         self.owned = dict(_owned(model))
+        for x in tensors_kept(model):
+            self.owned.setdefault(id(x), SHARED)  # plain attributes are constants without a name
         self.frames: list[Frame] = []
         self.numbers = True  # whether Python numbers are the same in every run
 
@@ -88,6 +91,17 @@ class Recorder:
             variables = compact(some, some).flatten()
             fresh = (variables != ROOT) & ~self.tape.is_held(variables)
             self.tape.hold(variables[fresh], (module, op, reason))
+
+    def look_for_strangers(self, tensors: list[Tensor]) -> None:
+        """A tensor that nobody has seen being made may come from any channel so far: keep them all.
+
+        Compiled code, custom autograd functions and iteration over a tensor make such tensors.
+        """
+        for x in tensors:
+            if MARK not in x.__dict__ and id(x) not in self.owned:
+                self.mark(x, None)
+                made = torch.arange(1, self.tape.variables)
+                self.freeze([made], "unseen code", "makes a tensor out of sight")
 
     def borrow(self, op: Op) -> None:
         """Remember whose weights a function uses that is not their layer's own call."""

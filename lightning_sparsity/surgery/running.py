@@ -1,7 +1,7 @@
 """Run somebody's model without leaving a trace on it."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+REGISTERED = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
@@ -20,18 +22,31 @@ def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
     return model(example_inputs)
 
 
-def tensors_in(item: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """All tensors in a nest of containers and plain objects."""
+def tensors_in(item: object, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """All tensors in a nest of containers and plain objects, each container once."""
+    seen = set() if seen is None else seen
     if isinstance(item, Tensor):
         yield item
-    elif isinstance(item, Mapping):
-        for x in item.values():
-            yield from tensors_in(x)
-    elif isinstance(item, (list, tuple, set)):
-        for x in item:
-            yield from tensors_in(x)
-    elif hasattr(item, "__dict__") and not isinstance(item, (nn.Module, type)):
-        yield from tensors_in(vars(item))
+    elif id(item) not in seen and not isinstance(item, (nn.Module, type)):
+        seen.add(id(item))
+        for x in _parts(item):
+            yield from tensors_in(x, seen)
+
+
+def tensors_kept(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that modules keep as plain attributes, in containers or not."""
+    for module in model.modules():
+        for name, x in vars(module).items():
+            if isinstance(x, (Tensor, list, dict, tuple)) and name not in REGISTERED:
+                yield from tensors_in(x)
+
+
+def _parts(item: object) -> Iterable[object]:
+    if isinstance(item, Mapping):
+        return item.values()
+    if isinstance(item, (list, tuple, set)):
+        return item
+    return vars(item).values() if hasattr(item, "__dict__") else ()
 
 
 @contextmanager

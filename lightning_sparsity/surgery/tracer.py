@@ -44,6 +44,7 @@ class Tracer(TorchFunctionMode):
             self.paused -= 1
             follow_channels(self.recorder, frame, args[0], result, 1)
         self.recorder.frames.pop()
+        self.recorder.look_for_strangers(list(tensors_of(result)))
         if frame.call is not None and self.recorder.value(result) is not frame.call.result:
             self.recorder.tape.sites[frame.name].can_scatter = False
 
@@ -74,8 +75,9 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         name, results = ops.name_of(func), list(tensors_of(result))
         tensors = list(tensors_of((args, kwargs)))
-        if not results and name in ("item", "float", "tolist"):
-            self.recorder.numbers &= all(map(self.recorder.is_neutral, tensors))
+        self.recorder.look_for_strangers(tensors)
+        if not results and name in ops.EXITS:
+            self._write_exit(name, tensors)
         if result is None:
             results = tensors[:1]  # `x[...] = y` returns nothing
         values = [v for v in map(self.recorder.value, tensors) if v is not None]
@@ -84,6 +86,12 @@ class Tracer(TorchFunctionMode):
             self._write_behind(changed, op)
         if results:
             self._follow(op)
+
+    def _write_exit(self, name: str, tensors: list[Tensor]) -> None:
+        """Numbers leave for Python, where nobody sees what becomes of them."""
+        self.recorder.numbers &= all(map(self.recorder.is_neutral, tensors))
+        values = [v for v in map(self.recorder.value, tensors) if v is not None]
+        self.recorder.freeze([v.labels for v in values], name, "takes values out of tensors")
 
     def _write_behind(self, view: Tensor, op: Op) -> None:
         """A change through a view changes the tensor behind it, which the tape would not show."""

@@ -1,6 +1,7 @@
 """What a trace sees, what it reports, and what it leaves alone."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,31 @@ def counted(x: Tensor) -> Tensor:
     return x / x.size(1)
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+def by_numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(x.detach().numpy() * 2)
+
+
+def by_rows(x: Tensor) -> Tensor:
+    return torch.stack(list(x))
+
+
+def compiled(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still around
+        traced = torch.jit.trace(lambda x: x.flip(1), x)
+    return traced(x)
+
+
 OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "softmax": (lambda x: x.softmax(1), "softmax is not a function that channels"),
     "cumsum": (lambda x: x.cumsum(1), "cumsum is not a function that channels"),
@@ -68,6 +94,10 @@ OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda x: x * torch.arange(8.0).double().view(8, 1, 1),
         "mul meets a tensor with one",
     ),
+    "autograd function": (Doubled.apply, ""),
+    "numpy": (by_numpy, "numpy takes values out of tensors"),
+    "iteration": (by_rows, ""),
+    "compiled": (compiled, "unseen code"),
     "item": (scaled_by_itself, ""),
     "setitem": (overwritten, "setitem is not a function"),
     "view": (changed_through_a_view, "mul changes a tensor through a view"),
