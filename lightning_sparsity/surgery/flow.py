@@ -1,0 +1,239 @@
+"""Follow the channels of any CNN through one real run of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from lightning_sparsity.surgery.budget import Budget, Cost, Share, dead_below, ranked
+from lightning_sparsity.surgery.constants import Zeros
+from lightning_sparsity.surgery.labels import ROOT, compact, components
+from lightning_sparsity.surgery.plan import Plan, make_plan
+from lightning_sparsity.surgery.recorder import MARK
+from lightning_sparsity.surgery.running import (
+    asks_for_mode,
+    call,
+    preserved,
+    show_heads,
+    tensors_in,
+    tensors_kept,
+)
+from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
+from lightning_sparsity.surgery.tracer import Tracer
+
+
+class ChannelFlow:
+    """Where each channel of a model is made and read: what `trace` returns. Print it to see more.
+
+    Attributes:
+        norms: The BatchNorm layers that the run went through, with their numbers of channels.
+        frozen: What cannot be cut, by module, function and reason.
+        notes: What else there is to know about the run.
+    """
+
+    def __init__(self, model: nn.Module, tape: Tape, example_inputs: Any, notes: list[str]) -> None:  # noqa: ANN401
+        self.model = model
+        self.tape = tape
+        self.example_inputs = example_inputs
+        self.notes = notes
+        tape.hold_borrowed()
+        self.frozen: list[Frozen] = tape.report()
+        self.classes = components(tape.variables, tape.ties)
+        self.followers = followers_of(tape)
+        self.signature = signature_of(model)
+        modules = dict(model.named_modules())
+        self.norms = {
+            name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])
+        }
+
+    def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True) -> Plan:
+        """What can be removed when some BatchNorm scales count as zero.
+
+        Args:
+            dead: For each BatchNorm layer by name a boolean mask over its channels, True where the
+                scale counts as zero. Layers that are not named keep all their channels. Zero rows
+                and columns of convolutions and linear layers count as well.
+            gather: Whether layers may pick their inputs and fill in constants. It removes every
+                dead channel of residual, dense and pre-activation networks, at the price of copying
+                activations. Without it, channels that a sum or concatenation ties together go only
+                when all of them are dead.
+
+        Raises:
+            ValueError: If a name or a mask does not fit the model, or a scale is NaN.
+        """
+        self._check(dead)
+        return make_plan(self, self.model, dead, gather=gather)
+
+    def plan_by(
+        self, amount: float | Budget, *, gather: bool = True, keep_at_least: int = 1
+    ) -> Plan:
+        """Rank all BatchNorm scales of the network by magnitude, and remove the smallest.
+
+        Args:
+            amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile
+                of raw magnitudes over the whole network. Or `Flops(keep)`, `Params(keep)`: drop
+                until at most that share of the cost is left. Or `Threshold(at)`.
+            gather: As in `plan`.
+            keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
+                and a network without detours then answers the same to everything.
+
+        Raises:
+            ValueError: If the amount is out of range or cannot be met, a scale is NaN, there is no
+                BatchNorm, or nothing can be cut.
+        """
+        if keep_at_least < 0:
+            raise ValueError(f"plan_by needs keep_at_least >= 0, got {keep_at_least}.")
+        self._check({})
+        scales = self._scales()
+        magnitudes = ranked(scales)
+        zeros: Zeros = {}
+
+        def plan_at(threshold: float) -> Plan:
+            dead = dead_below(scales, threshold, keep_at_least)
+            return make_plan(self, self.model, dead, gather=gather, zeros=zeros)
+
+        def price(cost: Cost, threshold: float | None) -> int:
+            cuts = None if threshold is None else plan_at(threshold).cuts
+            return cost(self.model, self.tape, cuts)
+
+        budget = amount if isinstance(amount, Budget) else Share(amount)
+        threshold = budget.threshold(magnitudes, price)
+        return self._refuse_idle(plan_at(threshold))
+
+    def _scales(self) -> dict[str, Tensor]:
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        scales = {name: modules[name].weight.detach().float().cpu() for name in self.norms}
+        trained = {n: x for n, x in scales.items() if isinstance(modules[n].weight, nn.Parameter)}
+        if not trained:
+            raise ValueError(
+                f"plan_by needs BatchNorm layers with scales, {type(self.model).__name__} has none "
+                "in its run. Name dead channels yourself with plan(dead)."
+            )
+        return trained
+
+    def _refuse_idle(self, plan: Plan) -> Plan:
+        dead = any(bool(mask.any()) for mask in plan.dead.values())
+        if dead and not any(made.is_smaller() for made in plan.cuts.values()):
+            raise ValueError(f"plan_by found nothing that can be cut.\n{self}")
+        return plan
+
+    def _check(self, dead: Mapping[str, Tensor]) -> None:
+        if signature_of(self.model) != self.signature:
+            raise ValueError(
+                "The model is no longer what was traced: its weights have other shapes. Trace it "
+                "again."
+            )
+        for name, mask in dead.items():
+            if name not in self.norms:
+                known = ", ".join(list(self.norms)[:5]) or "none"
+                raise ValueError(
+                    f"dead needs names of BatchNorm layers that the trace went through, got "
+                    f"{name!r}. Known: {known} …."
+                )
+            if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
+                raise ValueError(
+                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}."
+                )
+
+    def __str__(self) -> str:
+        channels = sum(self.norms.values())
+        lines = [
+            f"ChannelFlow: {len(self.tape.sites)} layers, {len(self.norms)} of them BatchNorm with "
+            f"{channels} channels"
+        ]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  frozen: {item}" for item in self.frozen]
+        return "\n".join(lines)
+
+
+def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
+    """Run a model once and follow its channels.
+
+    The model runs in evaluation mode, and once more in training mode if its own code asks for the
+    mode, so heads that only train are seen. Its weights, buffers, modes and hooks stay as they are,
+    and so does the random state.
+
+    Args:
+        model: The model. Any Python control flow will do; what depends on the data is seen as it
+            happens in this run.
+        example_inputs: A tensor or list (the only argument), a tuple (all arguments) or a dict
+            (keyword arguments). A batch of one will do.
+
+    Returns:
+        The flow, which makes plans.
+
+    Raises:
+        ValueError: If the model cannot run on the inputs, or has no layer that can be cut.
+    """
+    tape, notes = Tape(), list[str]()
+    try:
+        _run(model, tape, example_inputs, training=False)
+    except Exception as error:
+        raise ValueError(
+            "trace needs example inputs that the model runs on, but it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if asks_for_mode(model):
+        try:
+            _run(model, tape, example_inputs, training=True)
+        except Exception as error:  # the heads of torchvision's detectors need targets to train
+            tape.forget_training()
+            notes.append(
+                f"layers that only run in training were not seen: {type(error).__name__}: {error}"
+            )
+    if not tape.sites:
+        raise ValueError(
+            "trace needs a model with convolutions, linear or norm layers, but no such layer ran "
+            f"in {type(model).__name__}."
+        )
+    return ChannelFlow(model, tape, example_inputs, notes)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with scales of its own."""
+    norm = (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        or type(module).__name__ == "FrozenBatchNorm2d"
+    )
+    return norm and module.weight is not None
+
+
+def signature_of(model: nn.Module) -> dict[str, list[int]]:
+    """The shapes by which a plan knows its model again."""
+    return {name: list(x.shape) for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+
+
+def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -> None:  # noqa: ANN401
+    tracer = Tracer(model, tape, training=training)
+    inputs = swapped(example_inputs, lambda x: x.detach() if isinstance(x, Tensor) else x)
+    with preserved(model):
+        if training:
+            show_heads(model)
+        else:
+            model.eval()
+        enter = register_module_forward_pre_hook(tracer.enter_module)
+        leave = register_module_forward_hook(tracer.leave_module)
+        given = list(tensors_in(inputs))
+        for x in given:
+            tracer.recorder.mark(x, None)
+        try:
+            with tracer:
+                result = call(model, inputs)
+        finally:
+            enter.remove()
+            leave.remove()
+            for x in given:
+                x.__dict__.pop(MARK, None)
+        _hold(model, tape, result)
+
+
+def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
+    """What the model returns, or keeps for later, stays whole."""
+    for x in [*tensors_in(result), *tensors_kept(model)]:
+        value = x.__dict__.pop(MARK, None)
+        if isinstance(value, Value):
+            variables = compact(value.labels, value.labels).flatten()
+            tape.hold(variables[variables != ROOT])

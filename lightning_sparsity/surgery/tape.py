@@ -1,0 +1,214 @@
+"""What one run of a model leaves behind: values, steps, and layers (sites)."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["move", "map", "keep", "reduce", "product", "pad", "site", "opaque"]
+
+
+@dataclass(eq=False)
+class Value:
+    """One activation: its labels, and how many steps read it."""
+
+    labels: Tensor
+    uses: int = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of the model, by name: its value is looked up when it is needed."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A tensor that was computed on the way and may differ in the next run (noise, positions)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The form of a layer.
+
+    A `"dense"` layer (convolution, linear) makes each row from all columns, a `"grouped"` one from
+    the columns of its group; a `"channel"` layer (batch norm, depthwise convolution, PReLU) makes
+    each row from the column of the same number.
+    """
+
+    kind: Literal["dense", "grouped", "channel"]
+    widths: tuple[int, int]
+    """How many output and input channels there are."""
+    dim: int
+    """The channel dimension of input and output."""
+    weight_dims: tuple[int, int] = (0, 1)
+    """The dimensions of the weight that hold rows and columns."""
+    groups: int = 1
+    """Into how many groups rows and columns are divided."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One use of a layer."""
+
+    site: "Site"
+    source: Value
+    result: Value
+    folds: bool
+    """Whether a constant comes out as a constant: no zero padding, no overlap at the border."""
+    positions: int
+    """Entries of the result per output channel, the batch included."""
+    training: bool
+
+
+@dataclass(eq=False)
+class Site:
+    """A layer whose channels can be cut, and where they come from and go."""
+
+    name: str
+    layer: Layer
+    rows: Tensor
+    """The variable that each output channel makes."""
+    columns: Tensor
+    """The variable that each input channel reads (in the first call; others are tied to it)."""
+    calls: list[Call] = field(default_factory=list)
+    can_select: bool = True
+    can_append: bool = True
+    can_scatter: bool = True
+
+    def seen(self) -> list[Call]:
+        """The calls that count: in evaluation, or in training if there are no others."""
+        return [call for call in self.calls if not call.training] or self.calls
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function and its arguments, with values, weights and unknowns in place of tensors."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Step:
+    """One recorded function call: a function's, or a layer's."""
+
+    kind: Kind
+    function: Function
+    inputs: list[Value]
+    results: list[Value]
+    training: bool
+    call: Call | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that stay, and why."""
+
+    module: str
+    op: str
+    reason: str
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.module or '(model)'}: {self.op} {self.reason} ({self.channels} channels)"
+
+
+@dataclass(eq=False)
+class Tape:
+    """Everything a trace has seen, in order."""
+
+    steps: list[Step] = field(default_factory=list)
+    sites: dict[str, Site] = field(default_factory=dict)
+    ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    frozen: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict)
+    variables: int = 1
+    fixed_flops: int = 0
+    """Multiply-adds of the convolutions and linear layers that cannot be cut."""
+    borrowed: set[str] = field(default_factory=set)
+    """Layers whose weights are used by other code than their own call."""
+    held: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
+
+    def new_variables(self, n: int) -> Tensor:
+        """`n` fresh variables."""
+        self.variables += n
+        return torch.arange(self.variables - n, self.variables)
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Whatever happens to a variable of `a` happens to the one at the same place of `b`."""
+        different = a != b
+        if bool(different.any()):
+            self.ties.append((a[different], b[different]))
+
+    def forget_training(self) -> None:
+        """Take back a run in training mode that failed half-way."""
+        self.steps = [step for step in self.steps if not step.training]
+        for name, site in list(self.sites.items()):
+            site.calls = [call for call in site.calls if not call.training]
+            if not site.calls:
+                del self.sites[name]
+
+    def hold_borrowed(self) -> None:
+        """Keep layers whole whose weights other code uses too."""
+        for name in self.borrowed & set(self.sites):
+            site = self.sites[name]
+            site.can_select = site.can_scatter = False
+            why = (name, "weight", "is used outside the layer")
+            for variables in (site.rows, site.columns):
+                self.hold(variables[variables != 0], why)
+
+    def is_held(self, variables: Tensor) -> Tensor:
+        """Whether variables are frozen already."""
+        if self.held.numel() < self.variables:
+            room = torch.zeros(2 * self.variables - self.held.numel(), dtype=torch.bool)
+            self.held = torch.cat([self.held, room])
+        return self.held[variables]
+
+    def hold(self, variables: Tensor, why: tuple[str, str, str] | None = None) -> None:
+        """Freeze variables: they live as long as the root does."""
+        if variables.numel():
+            self.is_held(variables)
+            self.held[variables] = True
+            self.ties.append((variables, torch.zeros_like(variables)))
+            if why is not None:
+                self.frozen.setdefault(why, []).append(variables)
+
+    def report(self) -> list[Frozen]:
+        """What was frozen, by module, function and reason."""
+        return [
+            Frozen(*why, channels=len(set(torch.cat(some).tolist())))
+            for why, some in self.frozen.items()
+        ]
+
+
+def swapped(item: Any, swap: Any) -> Any:  # noqa: ANN401
+    """The same arguments with `swap` applied to every leaf of lists, tuples, dicts and slices."""
+    if isinstance(item, tuple):
+        return tuple(swapped(x, swap) for x in item)
+    if isinstance(item, list):
+        return [swapped(x, swap) for x in item]
+    if isinstance(item, dict):
+        return {key: swapped(x, swap) for key, x in item.items()}
+    return swap(item)
+
+
+def followers_of(tape: Tape) -> dict[str, str]:
+    """For each dense layer the batch norm that alone reads it, and reads nothing else."""
+    readers = {call.source: site for site in tape.sites.values() for call in site.calls}
+    found = {}
+    for site in tape.sites.values():
+        after = {readers.get(call.result) for call in site.calls}
+        alone = all(call.result.uses == 1 for call in site.calls)
+        reader = next(iter(after))
+        if (
+            len(after) == 1
+            and alone
+            and reader is not None
+            and len(reader.calls) == len(site.calls)
+        ):
+            found[site.name] = reader.name
+    return found
