@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -138,17 +139,21 @@ def main() -> None:
     weights = [p for p in model.parameters() if p.dim() > 1]
     entries = sum(w.numel() for w in weights)
     penalties: list[Penalty] = [L0(), L1(), TransformedL1(1.0), GroupLasso(), Grouped(L0())]
-    variants: dict[tuple[str, str], Callable[[], None]] = {}
+    makers: dict[tuple[str, str], Callable[[], Callable[[], None]]] = {}
     for penalty in penalties:
         name = repr(penalty)
-        variants[name, "eager"] = ours(weights, penalty, compiled=False)
+        makers[name, "eager"] = partial(ours, weights, penalty, compiled=False)
         if penalty.acts == "entries":
-            compiled = ours(weights, penalty, compiled=True)
-            print(f"{name}: the first compiled call took {_seconds(compiled):.1f} s")
-            variants[name, "compiled"] = compiled
-        variants[name, "naive"] = naive(weights, penalty)
-    plain = min(peak_memory(train_step) for _ in range(2))
-    memory = {key: peak_memory(train_step, step) - plain for key, step in variants.items()}
+            compiled = partial(ours, weights, penalty, compiled=True)
+            print(f"{name}: the first compiled call took {_seconds(compiled()):.1f} s")
+            makers[name, "compiled"] = compiled
+        makers[name, "naive"] = partial(naive, weights, penalty)
+    memory = {}
+    for key, make in makers.items():
+        peak_memory(train_step)
+        plain = peak_memory(train_step)
+        memory[key] = peak_memory(train_step, make()) - plain
+    variants = {key: make() for key, make in makers.items()}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in variants}
     base = []
     for _ in range(options.rounds):

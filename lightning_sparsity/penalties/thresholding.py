@@ -118,9 +118,9 @@ def quick_transformed_l1(
     dozen operations, none slower than a division. The prox increases, so what ends at or below its
     `jump` came from below the threshold.
     """
-    z = (x.abs() * rate + offset).reciprocal()
+    z = x.abs().mul_(rate).add_(offset).reciprocal_()
     square = z * z
-    d = square * _horner(series, z.mul_(square))
+    d = square.mul_(_horner(series, z.mul_(square)))
     if not isinstance(jump, Tensor) and jump == 0:
         return torch.clamp(x, -d, d)
     t = x.abs()
@@ -136,7 +136,7 @@ def _horner(series: tuple[Number, ...], y: Tensor) -> Tensor:
         terms = [torch.tensor(c, dtype=y.dtype) for c in known]
         value = terms[-1]
         for term in reversed(terms[:-1]):
-            value = torch.addcmul(term, value, y)
+            value = torch.addcmul(term, value, y, out=value if value.dim() else None)
         return value
     total = y * known[-1]
     for c in reversed(known[1:-1]):
