@@ -64,7 +64,7 @@ def test_nothing_of_the_default_recipe_leaks_into_a_config_of_the_user(
     run: Run, tmp_path: Path
 ) -> None:
     config = {
-        "trainer": {"fast_dev_run": True, "accelerator": "cpu"},
+        "trainer": {"fast_dev_run": True, "accelerator": "cpu", "logger": False},
         "model": {"class_path": "ImageClassifier", "init_args": {"model": "CurveNet"}},
         "data": {
             "class_path": "Curves",
