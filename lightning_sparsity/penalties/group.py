@@ -177,12 +177,15 @@ class L1MinusL2(Penalty):
         """The penalty of every row of a matrix, shape `(G, 1)`."""
         return x.abs().sum(1, keepdim=True) - self.alpha * lengths(x)
 
+    def slope_of_rows(self, x: Tensor) -> Tensor:
+        """A subgradient of `of_rows`, shape `(G, M)`."""
+        return x.sign() - self.alpha * directions(x, lengths(x))
+
     def _value(self, x: Tensor) -> Tensor:
         return self.of_rows(x.reshape(1, -1)).sum()
 
     def _slope(self, x: Tensor) -> Tensor:
-        row = x.reshape(1, -1)
-        return x.sign() - self.alpha * directions(row, lengths(row)).reshape(x.shape)
+        return self.slope_of_rows(x.reshape(1, -1)).reshape(x.shape)
 
     def _prox(self, x: Tensor, step: float) -> Tensor:
         return prox_l1_minus_l2(x.reshape(1, -1), step, self.alpha * step).reshape(x.shape)

@@ -78,7 +78,7 @@ class SparseGroup(Penalty):
 
     def _slope(self, x: Tensor) -> Tensor:
         if isinstance(self.element, L1MinusL2):
-            element = x.sign() - self.element.alpha * directions(x, lengths(x))
+            element = self.element.slope_of_rows(x)
         else:
             element = self.element.subgradient(x)
         return element + self.group_weight * self.group.subgradient(x)
