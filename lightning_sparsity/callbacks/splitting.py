@@ -1,6 +1,6 @@
 """Relaxed variable splitting as a Lightning callback."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -8,13 +8,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import splitting
 from lightning_sparsity.callbacks.conditions import check_order, check_rates, epoch
+from lightning_sparsity.callbacks.copies import Copies
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
@@ -88,11 +89,9 @@ class RelaxedVariableSplitting(Callback):
         self.groups: Groups = groups
         self.update = update
         self.compiled = compiled
-        self._weights: list[Selected] = []
+        self._copies = Copies(self, self._make_copies)
         self._handles: list[RemovableHandle] = []
-        self._dense: list[Tensor] = []  # w, while the module holds u for an evaluation
         self._step: float | None = None  # lam / beta of the last update; None if never trained
-        self._is_copy = False  # whether the module's weights are u for good
         self._use_kernel = False
 
     @property
@@ -105,7 +104,7 @@ class RelaxedVariableSplitting(Callback):
     @property
     def weights(self) -> list[Selected]:
         """The selected weights, known from the start of training on."""
-        return self._weights
+        return self._copies.weights
 
     def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
         """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
@@ -119,7 +118,7 @@ class RelaxedVariableSplitting(Callback):
         lam, beta = self.strengths(trainer)
         parts = [
             splitting.measure(s.weight.detach(), self.penalty, lam / beta, axis=s.axis)
-            for s in self._weights
+            for s in self.weights
         ]
         gap = torch.stack([p.gap for p in parts]).sum()
         penalty = torch.stack([p.penalty for p in parts]).sum()
@@ -136,26 +135,22 @@ class RelaxedVariableSplitting(Callback):
         """Make `state_dict` give `u`, and take note when weights are loaded."""
         check_order(self, trainer)
         self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
-        self._handles = [
-            pl_module.register_state_dict_post_hook(partial(self._put_copies_into)),
-            pl_module.register_load_state_dict_post_hook(self._note_loaded_copies),
-        ]
+        self._copies.attach(pl_module)
         if stage == "fit":
             self._step = None
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        self._restore()
+        self._copies.detach()
         while self._handles:
             self._handles.pop().remove()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the weights, check them, and start from `w`."""
-        self._weights = select_weights(pl_module, self.select, self.groups)
-        check_finite(self._weights)
-        self._is_copy = False
+        self._copies.start(select_weights(pl_module, self.select, self.groups))
+        check_finite(self.weights)
         lam, beta = self.strengths(trainer)
         if self._step is None:  # else a checkpoint knows: the epoch is not restored yet
             self._step = lam / beta
@@ -170,10 +165,10 @@ class RelaxedVariableSplitting(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compile the kernel now, where that pays, so that no step is a slow one."""
         lam, beta = self.strengths(trainer)
-        entries = sum(s.weight.numel() for s in self._weights)
+        entries = sum(s.weight.numel() for s in self.weights)
         worth = entries * trainer.estimated_stepping_batches >= _WORTH_COMPILING
         wanted = worth if self.compiled == "auto" else self.compiled
-        largest = max((s.weight.detach() for s in self._weights), key=Tensor.numel)
+        largest = max((s.weight.detach() for s in self.weights), key=Tensor.numel)
         step = lam / beta or 1e-6  # a schedule may begin at zero
         in_place = self.update == "decoupled"
         self._use_kernel = bool(wanted) and splitting.compiles(
@@ -209,80 +204,50 @@ class RelaxedVariableSplitting(Callback):
 
     def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
         owned = {id(p) for group in param_groups for p in group["params"]}
-        return [s for s in self._weights if id(s.weight) in owned]
+        return [s for s in self.weights if id(s.weight) in owned]
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the sparse copy take the place of the weights; what is saved now holds both."""
-        self._hold_copies()
+        self._copies.hold()
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """For good, also where there was nothing left to train."""
-        self._hold_copies()
-        self._dense = []
-        self._is_copy = True
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the module hold the sparse copy for good; there is no way back to `w`."""
+        self._copies.settle()
 
     @override
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Bring `w` back if an evaluation was interrupted."""
-        self._restore()
+        self._copies.restore()
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the module hold `u`."""
-        self._hold_copies()
+        self._copies.hold()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring `w` back, bit for bit."""
-        self._restore()
+        self._copies.restore()
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
-    def _copy_of(self, s: Selected) -> Tensor:
+    def _make_copies(self, weights: Sequence[Selected]) -> Iterator[Tensor]:
         assert self._step is not None
-        return splitting.split(s.weight.detach(), self.penalty, self._step, axis=s.axis)
-
-    def _has_dense_weights(self) -> bool:
-        return bool(self._weights) and not self._dense and not self._is_copy
-
-    @torch.no_grad()
-    def _hold_copies(self) -> None:
-        if self._has_dense_weights():
-            self._dense = [s.weight.detach().clone() for s in self._weights]
-            for s in self._weights:
-                s.weight.copy_(self._copy_of(s))
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        for s, dense in zip(self._weights, self._dense, strict=False):
-            s.weight.copy_(dense)
-        self._dense = []
-
-    def _put_copies_into(
-        self, module: pl.LightningModule, state: dict[str, Any], prefix: str, *_: object
-    ) -> None:
-        trainer = module._trainer  # none, or another one's: this callback was of an earlier run
-        if trainer is None or self not in trainer.callbacks:  # type: ignore[attr-defined]
-            return
-        if self._has_dense_weights():
-            for s in self._weights:
-                state[prefix + s.name] = self._copy_of(s)
-
-    def _note_loaded_copies(self, module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401
-        self._is_copy = True
+        for s in weights:
+            yield splitting.split(s.weight.detach(), self.penalty, self._step, axis=s.axis)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        dense: list[Tensor] = self._dense
-        if self._has_dense_weights():
-            dense = [s.weight.detach() for s in self._weights]
-        names = [s.name for s in self._weights[: len(dense)]]
-        return {"step": self._step, "weights": dict(zip(names, dense, strict=True))}
+        return {"step": self._step, "weights": self._copies.state()}
 
     @override
     def on_load_checkpoint(
@@ -290,11 +255,6 @@ class RelaxedVariableSplitting(Callback):
     ) -> None:
         """Put `w` back into the module when training is resumed."""
         state = checkpoint["callbacks"].get(self.state_key)
-        if state is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        parameters = dict(pl_module.named_parameters())
-        with torch.no_grad():
-            for name, dense in state["weights"].items():
-                parameters[name].copy_(dense)
-        self._is_copy = False
-        self._step = state["step"]
+        if state is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._copies.load(pl_module, state["weights"])
+            self._step = state["step"]
