@@ -8,10 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_sparsity.callbacks import RelaxedVariableSplitting, SparsityMonitor
+    from lightning_sparsity.callbacks import (
+        NetworkSlimming,
+        RelaxedVariableSplitting,
+        SparsityMonitor,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["RelaxedVariableSplitting", "SparsityMonitor"]
+__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SparsityMonitor"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

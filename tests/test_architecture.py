@@ -25,6 +25,7 @@ FLOORS = {
     "variance": MATHS,
     "selection": MODULES,
     "surgery": MODULES,
+    "slimming": MODULES,
     "metrics": MODULES,
     "models": MODULES,
     "data": LIGHTNING,

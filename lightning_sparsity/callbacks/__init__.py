@@ -1,6 +1,7 @@
 """Lightning callbacks: each decides when, a function on a lower floor decides what."""
 
 from lightning_sparsity.callbacks.monitor import SparsityMonitor
+from lightning_sparsity.callbacks.slimming import NetworkSlimming
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
 
-__all__ = ["RelaxedVariableSplitting", "SparsityMonitor"]
+__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SparsityMonitor"]

@@ -7,12 +7,29 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
+from lightning_sparsity.penalties import Penalty
+
 
 def epoch(trainer: pl.Trainer) -> float:
     """The epoch with the share of its batches that are over."""
     batches = trainer.num_training_batches
     share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
     return trainer.current_epoch + max(share, 0.0)
+
+
+def progress(trainer: pl.Trainer) -> float:
+    """The share of the training's optimizer steps that are over; 0 if it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return min(1.0, trainer.global_step / steps) if 0 < steps < math.inf else 0.0
+
+
+def check_end(callback: Callback, trainer: pl.Trainer, penalty: Penalty) -> None:
+    """Refuse a penalty that follows the progress of a training without an end."""
+    if penalty.at(0.0) != penalty and math.isinf(trainer.estimated_stepping_batches):
+        raise MisconfigurationException(
+            f"{type(callback).__name__}({penalty!r}) needs to know how long training takes, "
+            "got a Trainer without an end. Set max_epochs or max_steps."
+        )
 
 
 def check_order(callback: Callback, trainer: pl.Trainer) -> None:

@@ -16,7 +16,7 @@ Make = Callable[[Sequence[Selected]], Iterable[Tensor]]
 
 
 class Copies:
-    """Puts sparse copies $u$ in the place of weights $w$: for evaluations, in `state_dict`, at last.
+    """Puts sparse copies $u$ in the place of weights $w$, for evaluations and in files.
 
     Args:
         owner: The callback that splits the weights.

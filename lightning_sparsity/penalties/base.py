@@ -75,6 +75,10 @@ class Penalty(ABC):
         self._check(x)
         return self._shrinkage(x, step) if step > 0 else torch.zeros_like(x)
 
+    def at(self, progress: float) -> "Penalty":
+        """The penalty at a share of the training that is over, in [0, 1]; most never change."""
+        return self
+
     @abstractmethod
     def _value(self, x: Tensor) -> Tensor: ...
 

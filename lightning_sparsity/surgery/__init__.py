@@ -18,7 +18,7 @@ Example:
     (8, True)
 """
 
-from lightning_sparsity.surgery.budget import Budget, Flops, Params, Threshold
+from lightning_sparsity.surgery.budget import Budget, Flops, Params, Share, Threshold
 from lightning_sparsity.surgery.flow import ChannelFlow, trace
 from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.slim import mask, slim
@@ -31,6 +31,7 @@ __all__ = [
     "Flops",
     "Params",
     "Plan",
+    "Share",
     "Threshold",
     "load",
     "mask",

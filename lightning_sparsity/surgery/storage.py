@@ -39,7 +39,7 @@ def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
     """
     tensors = _tensors(small)
     _check_widths(small, plan)
-    record = _record(plan)
+    record = to_record(plan)
     unique, aliases = _unique(tensors)
     record |= {"aliases": aliases, "tensors": {name: _kind(x) for name, x in tensors.items()}}
     content = {name: x.detach().cpu().contiguous() for name, x in unique.items()}
@@ -68,9 +68,9 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     record = _read_record(folder / PLAN)
-    plan = _plan(record, folder / PLAN)
-    check_model(model, plan)
-    small = _rebuilt(model, plan, folder / PLAN)
+    small = rebuild(model, record, folder / PLAN)
+    if not all(isinstance(record.get(table), dict) for table in ("aliases", "tensors")):
+        raise _damaged(folder / PLAN, "aliases and tensors have to be tables")
     _check_tensors(small, record, folder / PLAN)
     loaded = _read_weights(folder / WEIGHTS, record)
     devices = {name: x.device for name, x in _tensors(small).items()}
@@ -78,6 +78,22 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     small.load_state_dict({name: x.to(devices[name]) for name, x in state.items()}, assign=True)
     _tie(small, record["aliases"], model)
     return small
+
+
+def rebuild(model: nn.Module, record: dict[str, Any], source: Path) -> nn.Module:
+    """The slim model that a record describes, with the shapes of its weights but not their values.
+
+    Args:
+        model: A model as it was before the cut. It is not changed.
+        record: What `to_record` made, perhaps read from a file.
+        source: That file, for error messages.
+
+    Raises:
+        ValueError: If the record is damaged or belongs to another model.
+    """
+    plan = _plan(record, source)
+    check_model(model, plan)
+    return _rebuilt(model, plan, source)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -107,7 +123,8 @@ def _kind(x: Tensor) -> list[Any]:
     return [str(x.dtype).removeprefix("torch."), list(x.shape)]
 
 
-def _record(plan: Plan) -> dict[str, Any]:
+def to_record(plan: Plan) -> dict[str, Any]:
+    """All of a plan in numbers, strings and lists."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -159,8 +176,6 @@ def _plan(record: dict[str, Any], path: Path) -> Plan:
             .index_fill(0, torch.tensor(index, dtype=torch.long), True)
             for name, index in record["dead"].items()
         }
-        if not isinstance(record["aliases"], dict) or not isinstance(record["tensors"], dict):
-            raise TypeError("aliases and tensors have to be tables")
         kept = {name: cuts[name].rows for name in dead}
         return Plan(dead, bool(record["gather"]), cuts, kept, signature, record["proof"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from lightning_sparsity.penalties import (
     ExclusiveLasso,
     Grouped,
     GroupLasso,
+    L0Ball,
     L1MinusL2,
     LogSum,
     Lp,
@@ -52,7 +53,10 @@ ROWS = [
     SparseGroup(L1MinusL2(1.0), GroupLasso(), group_weight=0.5),
     SparseGroup(L1MinusL2(0.5), GroupLasso(), group_weight=2.0),
 ]
-TENSOR = [L1MinusL2(alpha) for alpha in (0.0, 0.3, 1.0)]
+TENSOR = [
+    *(L1MinusL2(alpha) for alpha in (0.0, 0.3, 1.0)),
+    *(L0Ball(amount) for amount in (0.0, 0.34, 0.67)),
+]
 PENALTIES: list[Penalty] = [*ENTRIES, *ROWS, *TENSOR]
 STEPS = [1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0]
 

@@ -1,0 +1,210 @@
+"""The cut at the end of a training: what every callback that removes channels does alike."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_sparsity import slimming, surgery
+from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
+from lightning_sparsity.callbacks.report import describe
+from lightning_sparsity.surgery.flow import signature_of
+from lightning_sparsity.surgery.storage import rebuild, to_record
+from lightning_sparsity.surgery.tape import swapped
+
+Compensate = Literal["shift", "mean"]
+BATCHES = 16  # over which the mean activation of a channel is taken
+
+
+class Cutting:
+    """Cuts the network of a LightningModule once, and knows dense from slim checkpoints.
+
+    Args:
+        owner: The callback whose cut it is.
+        amount: How much to cut: see `slimming.cut`.
+        gather: Whether layers may pick their inputs.
+        compensate: What a channel leaves behind: its `"shift"`, or its `"mean"` activation.
+        dirpath: Where the folder `slim` goes; None: into the folder of the logger.
+    """
+
+    def __init__(
+        self,
+        owner: Callback,
+        amount: float | surgery.Budget,
+        *,
+        gather: bool,
+        compensate: Compensate,
+        dirpath: str | None,
+    ) -> None:
+        if compensate not in ("shift", "mean"):
+            raise ValueError(f"compensate must be 'shift' or 'mean', got {compensate!r}.")
+        if not isinstance(amount, surgery.Budget):
+            surgery.Share(amount)  # out of range, it says so here
+        self.owner = owner
+        self.amount = amount
+        self.gather = gather
+        self.compensate = compensate
+        self.dirpath = dirpath
+        self.record: dict[str, Any] | None = None  # the plan that was carried out
+        self.path = ""  # of the network in the module
+        self._inputs = Inputs(BATCHES if compensate == "mean" else 1)
+        self._example: Any = None
+        self._dense: nn.Module | None = None  # the network before the cut
+
+    def attach(self, pl_module: pl.LightningModule) -> None:
+        """From now on checkpoints, dense or slim, find a network of their shape."""
+        self.detach(pl_module)
+        # A callback's own hook comes after the weights are loaded: too late for other shapes.
+        pl_module.on_load_checkpoint = _OnLoad(self, pl_module)  # type: ignore[method-assign]
+
+    def detach(self, pl_module: pl.LightningModule) -> None:
+        """Leave nothing behind."""
+        self._inputs.stop()
+        pl_module.__dict__.pop("on_load_checkpoint", None)
+
+    def is_over(self, pl_module: pl.LightningModule) -> bool:
+        """Whether the module's network is the slim one already."""
+        if self.record is None:
+            return False
+        signature = signature_of(pl_module.get_submodule(self.path))
+        return bool(signature != self.record["signature"])
+
+    def begin(self, pl_module: pl.LightningModule) -> None:
+        """Look at the batches of a training that ends in a cut."""
+        self.record = self._dense = self._example = None
+        self._inputs.watch(pl_module)
+
+    def check(self, pl_module: pl.LightningModule) -> None:
+        """After the first batch: refuse a network that could not be cut when training is over."""
+        if self._example is not None:
+            return
+        self.path, inputs = self._inputs.found(pl_module)
+        network = bare(pl_module.get_submodule(self.path))
+        example = swapped(first_examples(inputs[-1]), _kept)
+        try:
+            flow = surgery.trace(network, example)
+        except ValueError:  # perhaps it takes no other batch size
+            example = swapped(inputs[-1], _kept)
+            flow = surgery.trace(network, example)
+        flow.plan_by(self.amount, gather=self.gather)
+        self._example = example
+        if self.compensate == "shift":
+            self._inputs.stop()
+
+    @torch.no_grad()
+    def cut(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, settings: dict[str, str]
+    ) -> None:
+        """Let the slim network take the place of the network, and write its files.
+
+        Args:
+            trainer: The Trainer, at the end of its training.
+            pl_module: What it trained.
+            settings: What the report says of the callback's arguments.
+        """
+        batches = self._inputs.found(pl_module)[1] if self.compensate == "mean" else []
+        self._inputs.stop()
+        # The same examples in all processes, so that they make the same network.
+        example, batches = trainer.strategy.broadcast((self._example, batches))
+        to = pl_module.device
+        example, batches = swapped((example, list(batches)), lambda x: _moved(x, to))
+        network = bare(pl_module.get_submodule(self.path))
+        made = slimming.cut(network, example, self.amount, gather=self.gather, batches=batches)
+        figures = describe(network, made, example)
+        folder = self._folder(trainer)
+        if folder is not None:
+            _write(made, {**settings, "amount": str(self.amount), **figures}, folder)
+        trainer.strategy.barrier()
+        self._dense = pl_module.get_submodule(self.path)
+        place(pl_module, self.path, made.network)
+        self.record = to_record(made.plan)
+        self._carry_over(trainer, network, made)
+        rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
+
+    def _folder(self, trainer: pl.Trainer) -> Path | None:
+        log_dir = trainer.log_dir  # asked for in every process: they agree on it together
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return Path(self.dirpath or log_dir or trainer.default_root_dir) / "slim"
+
+    def _carry_over(self, trainer: pl.Trainer, network: nn.Module, made: slimming.Slimmed) -> None:
+        """Optimizers hold the slim weights, so that a checkpoint saved from now on resumes."""
+        for optimizer in trainer.optimizers:
+            try:
+                surgery.transplant(optimizer, network, made.network, made.plan)
+            except ValueError as error:
+                rank_zero_warn(f"A checkpoint saved from now on cannot be resumed: {error}")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to know: the plan, if its weights are slim."""
+        record = None if self.record is None else json.dumps(self.record)
+        return {"plan": record, "path": self.path}
+
+    def prepare(self, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Before a checkpoint's weights are loaded: give the module a network of their shapes."""
+        own = checkpoint.get("callbacks", {}).get(self.owner.state_key)
+        if own is None or _fits(pl_module, checkpoint["state_dict"]):
+            return
+        self.path = own["cut"]["path"]
+        network = pl_module.get_submodule(self.path) if self._dense is None else self._dense
+        if own["cut"]["plan"] is not None:
+            self.record = json.loads(own["cut"]["plan"])
+            self._dense = network
+            slim = rebuild(bare(network), self.record, Path("checkpoint"))
+            place(pl_module, self.path, slim)
+        elif self._dense is not None:
+            self.record = None
+            place(pl_module, self.path, network)
+            rank_zero_info(
+                f"{type(self.owner).__name__}: this checkpoint was saved before the cut, so the "
+                "module holds the dense network again. The slim one is in the folder 'slim'."
+            )
+
+
+class _OnLoad:
+    """The module's `on_load_checkpoint`, which is called in time, with ours before it."""
+
+    def __init__(self, cutting: Cutting, pl_module: pl.LightningModule) -> None:
+        self.cutting = cutting
+        self.pl_module = pl_module
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        self.cutting.prepare(self.pl_module, checkpoint)
+        type(self.pl_module).on_load_checkpoint(self.pl_module, checkpoint)
+
+
+def _kept(x: Any) -> Any:  # noqa: ANN401
+    return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def _moved(x: Any, device: torch.device) -> Any:  # noqa: ANN401
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def _fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether a state has the shapes of a module."""
+    shapes = signature_of(module)
+    found = {name: list(x.shape) for name, x in state.items() if isinstance(x, Tensor)}
+    return all(found.get(name) == shape for name, shape in shapes.items())
+
+
+@rank_zero_only
+def _write(made: slimming.Slimmed, report: dict[str, Any], folder: Path) -> None:
+    surgery.save(made.network, made.plan, folder)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _summary(name: str, figures: dict[str, Any], folder: Path | None) -> str:
+    changes = ", ".join(
+        f"{what} {figures[what]['dense']:,} to {figures[what]['slim']:,}"
+        for what in ("channels", "parameters", "flops")
+        if figures[what] is not None
+    )
+    where = "" if folder is None else f" Files: {folder}"
+    return f"{name}: {changes}; relative difference {figures['proof']:.1e}.{where}"

@@ -1,0 +1,145 @@
+"""The network inside a LightningModule: which module it is, what it is called with, its place."""
+
+import copy
+import inspect
+from collections import OrderedDict, deque
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_sparsity.surgery.running import tensors_in
+from lightning_sparsity.surgery.tape import swapped
+
+EXAMPLES = 2
+
+
+class Inputs:
+    """Remembers what the network of a LightningModule is called with.
+
+    The network is the innermost module that holds all weights and is called as a whole; the
+    LightningModule itself, if its own `forward` puts the parts together.
+
+    Args:
+        batches: How many calls to remember, the last ones.
+    """
+
+    def __init__(self, batches: int = 1) -> None:
+        self.seen: dict[str, deque[Any]] = {}
+        self.batches = batches
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self, pl_module: pl.LightningModule) -> None:
+        """Begin to remember."""
+        self.stop()
+        self.seen = {}
+        for path in chain(pl_module):
+            module = pl_module.get_submodule(path)
+            self.seen[path] = deque(maxlen=self.batches)
+            remember = _Remember(self.seen[path])
+            self._handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
+
+    def stop(self) -> None:
+        """Leave no hook behind."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def found(self, pl_module: pl.LightningModule) -> tuple[str, list[Any]]:
+        """The path of the network and its inputs, the oldest first.
+
+        Raises:
+            ValueError: If no call was seen and there is no `example_input_array`.
+        """
+        for path in reversed(chain(pl_module)):
+            if self.seen.get(path):
+                return path, list(self.seen[path])
+        if pl_module.example_input_array is not None:
+            given = pl_module.example_input_array
+            moved = swapped(given, lambda x: x.to(pl_module.device) if _is_tensor(x) else x)
+            return "", [moved]
+        name = type(pl_module).__name__
+        raise ValueError(
+            f"NetworkSlimming could not see what the network of {name} is called with: its step "
+            "calls several parts of it. Call the module itself, `self(batch)`, or set "
+            "self.example_input_array in its constructor."
+        )
+
+
+class _Remember:
+    """A forward hook; a class, so that what it belongs to can be copied and pickled."""
+
+    def __init__(self, seen: deque[Any]) -> None:
+        self.seen = seen
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments."""
+        if torch.is_grad_enabled():  # a training step, not an evaluation in between
+            self.seen.append(_arguments(module, args, kwargs))
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """The arguments of a call in the form that `surgery.trace` takes."""
+    if kwargs:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        args, kwargs = bound.args, bound.kwargs
+        if kwargs:
+            return dict(bound.arguments)
+    return swapped(args, lambda x: x.detach() if _is_tensor(x) else x)
+
+
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+def first_examples(inputs: Any) -> Any:  # noqa: ANN401
+    """The same inputs with a batch of at most two: those tensors cut that are as long as the first.
+
+    Two, because batches of one behave in ways of their own.
+    """
+    sizes = [x.size(0) for x in tensors_in(inputs) if x.dim() > 0]
+    if not sizes:
+        return inputs
+
+    def narrowed(x: Any) -> Any:  # noqa: ANN401
+        of_batch = isinstance(x, Tensor) and x.dim() > 0 and x.size(0) == sizes[0]
+        return x[:EXAMPLES] if of_batch else x
+
+    return swapped(inputs, narrowed)
+
+
+def chain(pl_module: nn.Module) -> list[str]:
+    """The module itself and, one in the other, those that hold all of its weights: their paths."""
+    paths, module = [""], pl_module
+    while not module._parameters:
+        inner = [(n, m) for n, m in module.named_children() if any(True for _ in m.parameters())]
+        if len(inner) != 1:
+            break
+        name, module = inner[0]
+        paths.append(f"{paths[-1]}.{name}".lstrip("."))
+    return paths
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """A module that can be copied: a LightningModule without its Trainer and its hooks."""
+    if not isinstance(module, pl.LightningModule):
+        return module
+    shell = copy.copy(module)
+    shell._trainer = None
+    shell._modules = dict(module._modules)
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") and isinstance(value, OrderedDict):
+            setattr(shell, name, OrderedDict())
+    shell.__dict__.pop("on_load_checkpoint", None)
+    return shell
+
+
+def place(pl_module: pl.LightningModule, path: str, network: nn.Module) -> None:
+    """Put a network into the place of the one at `path`."""
+    if path:
+        pl_module.set_submodule(path, network)
+        return
+    for name, child in network.named_children():
+        if any(True for _ in child.parameters()):
+            setattr(pl_module, name, child)

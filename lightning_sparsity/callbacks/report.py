@@ -1,0 +1,48 @@
+"""What a cut came to, in numbers: `report.json`."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_sparsity.metrics.flops import flops
+from lightning_sparsity.slimming import Slimmed
+
+
+def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Channels, parameters and FLOPs before and after a cut, its proof, and what was frozen.
+
+    Args:
+        network: The network before the cut.
+        made: What `slimming.cut` made of it.
+        example_inputs: What the FLOPs are counted on; one multiply-add counts as 1.
+
+    Returns:
+        Numbers, strings and lists.
+    """
+    kept, plan = made.plan.kept, made.plan
+    layers = {n: {"dense": m.numel(), "slim": kept[n].numel()} for n, m in plan.dead.items()}
+    before, after = (sum(layer[of] for layer in layers.values()) for of in ("dense", "slim"))
+    return {
+        "proof": plan.proof,
+        "channels": {"dense": before, "slim": after},
+        "parameters": {"dense": _parameters(network), "slim": _parameters(made.network)},
+        "flops": _both_flops(network, made.network, example_inputs),
+        "layers": layers,
+        "frozen": list(made.frozen),
+    }
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(x.numel() for x in network.parameters())
+
+
+def _both_flops(dense: nn.Module, slim: nn.Module, inputs: Any) -> dict[str, int] | None:  # noqa: ANN401
+    """FLOPs of one example; None where fvcore cannot count them."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not all(isinstance(x, Tensor) and x.dim() for x in given):
+        return None
+    one = tuple(x[:1] for x in given)
+    try:
+        return {"dense": flops(dense, one).total, "slim": flops(slim, one).total}
+    except Exception:  # a network of the user's may hold anything; the report goes without
+        return None

@@ -1,0 +1,307 @@
+"""Network slimming as a Lightning callback."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_sparsity import slimming
+from lightning_sparsity.callbacks.conditions import check_end, check_order, epoch, progress
+from lightning_sparsity.callbacks.copies import Copies
+from lightning_sparsity.callbacks.cutting import Compensate, Cutting
+from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
+from lightning_sparsity.penalties import L1, L0Ball, Penalty
+from lightning_sparsity.schedules import Schedule, at
+from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
+from lightning_sparsity.splitting import check_strengths
+from lightning_sparsity.surgery import Budget
+
+Update = Literal["subgradient", "splitting", "proximal"]
+SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
+BETA = {"subgradient": 1.0, "splitting": 0.3, "proximal": 100.0}
+
+
+class NetworkSlimming(Callback):
+    r"""Train the scales of BatchNorm sparse, then cut their channels out of the network.
+
+    $$ \min_{W, \gamma} \; f(W, \gamma) + \lambda\, r(\gamma) $$
+
+    over the scales $\gamma$ of all BatchNorm layers. When training ends, the channels with the
+    smallest scales of the whole network leave it, exactly: the slim network computes what the one
+    with these scales at zero does. The module then holds the slim network, and the folder `slim`
+    has `plan.json` and `model.safetensors` (for `surgery.load`) and `report.json`. Checkpoints
+    written before stay dense; with this callback in the Trainer both kinds load. A further `fit` of
+    the slim network with the same callback fine-tunes it, without penalty and without another cut.
+
+    Args:
+        penalty: The penalty $r$ of all scales as one vector.
+        lam: Its weight $\lambda \ge 0$, a number or a schedule. `L0Ball` needs none.
+        amount: The share of all BatchNorm channels to cut, in (0, 1), or a budget: `Flops(keep)`,
+            `Params(keep)`, `Threshold(at)`. Where at least this share of the scales is exactly zero
+            after training, exactly those go.
+        update: `"subgradient"` adds $\lambda r'(\gamma)$ to the gradient (the papers).
+            `"splitting"` pulls the scales towards their sparse copy: relaxed variable splitting,
+            with evaluations and checkpoints holding the copy. `"proximal"` takes a proximal step on
+            such a copy after the optimizer's step (proximal network slimming).
+        beta: The coupling $\beta > 0$ of scales and copies, a number or a schedule. Default: 0.3
+            for splitting, 100 for proximal.
+        gather: Whether layers may pick their inputs, so that every dead channel goes: see
+            `ChannelFlow.plan`.
+        compensate: What a channel leaves behind that is cut although its scale is not zero: its
+            `"shift"`, or its `"mean"` activation over the last batches.
+        dirpath: Where the folder `slim` goes. Default: the folder of the logger.
+
+    Raises:
+        ValueError: If an argument is out of range or has no meaning for `update`; when training
+            starts, if there is no BatchNorm with scales; after the first batch, if the network
+            cannot be traced or the budget cannot be met.
+        MisconfigurationException: If another callback or the strategy works against it.
+
+    Example:
+        ```python
+        from lightning.pytorch import Trainer
+        from lightning_sparsity import NetworkSlimming
+        from lightning_sparsity.penalties import TransformedL1
+
+        Trainer(callbacks=[NetworkSlimming(TransformedL1(1.0), lam=1e-4, amount=0.5)])
+        ```
+
+    Reference: Z. Liu et al., Learning efficient convolutional networks through network slimming,
+        ICCV 2017. K. Bui, F. Park, S. Zhang, Y. Qi, J. Xin, Improving network slimming with
+        nonconvex regularization, IEEE Access 9, 2021. K. Bui et al., A proximal algorithm for
+        network slimming, LOD 2023.
+    """
+
+    def __init__(
+        self,
+        penalty: Penalty = L1(),  # noqa: B008 - frozen
+        lam: float | Schedule = 1e-4,
+        *,
+        amount: float | Budget = 0.5,
+        update: Update = "subgradient",
+        beta: float | Schedule | None = None,
+        gather: bool = True,
+        compensate: Compensate = "shift",
+        dirpath: str | None = None,
+    ) -> None:
+        if update not in get_args(Update):
+            raise ValueError(
+                f"update must be one of {', '.join(get_args(Update))}, got {update!r}."
+            )
+        if beta is not None and update == "subgradient":
+            raise ValueError(
+                f"update='subgradient' has no coupling, got beta={beta}. Leave it out."
+            )
+        if penalty.acts == "rows":
+            raise ValueError(f"{penalty!r} acts on rows, but scales are a vector. Use its entries.")
+        if isinstance(penalty, L0Ball) and update == "subgradient":
+            raise ValueError("L0Ball has no slope to descend. Use update='splitting'.")
+        self.penalty = penalty
+        self.lam = lam
+        self.beta = BETA[update] if beta is None else beta
+        check_strengths(at(lam, 0), at(self.beta, 0))
+        self.update = update
+        self._cutting = Cutting(self, amount, gather=gather, compensate=compensate, dirpath=dirpath)
+        self._copies = Copies(self, self._make_copies)
+        self._scales: list[Selected] = []  # empty once they are cut
+        self._proximal: list[Tensor] = []  # the copies of the proximal update
+        self._step = 0.0  # lam / beta of the last update
+        self._progress = 0.0  # share of the training that was over then
+        self._handles: list[RemovableHandle] = []
+
+    def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
+        """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
+        now = epoch(trainer)
+        lam, beta = at(self.lam, now), at(self.beta, now)
+        check_strengths(lam, beta)
+        return lam, beta
+
+    def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Share of scales (or of their copies) that are exactly zero, penalty and strengths."""
+        if not self._scales:
+            return {}
+        lam, beta = self.strengths(trainer)
+        scales = [s.weight.detach() for s in self._scales]
+        copies = scales if self.update == "subgradient" else self._make_copies(self._scales)
+        joint, copy = torch.cat(scales), torch.cat(copies)
+        gap = (joint - copy).square().sum()
+        value = self.penalty.value(copy)
+        # Layers that the ball would have emptied keep one scale: the constraint costs nothing.
+        cost = 0.0 if isinstance(self.penalty, L0Ball) else lam * value
+        return {
+            "sparsity": (copy == 0).float().mean(),
+            "penalty": cost + beta / 2 * gap,
+            "split_gap": gap.sqrt(),
+            "lam": torch.tensor(lam),
+            "beta": torch.tensor(beta),
+        }
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make checkpoints of either shape fit, and hold the copies."""
+        check_order(self, trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(c, NetworkSlimming) for c in callbacks) > 1:
+            raise MisconfigurationException(
+                "A Trainer can hold one NetworkSlimming: its penalty is on all scales."
+            )
+        self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
+        if stage == "fit":
+            self._proximal = []
+        self._copies.attach(pl_module)
+        self._cutting.attach(pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        self._copies.detach()
+        self._cutting.detach(pl_module)
+        while self._handles:
+            self._handles.pop().remove()
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the scales; none if they are cut already."""
+        self._scales = []
+        if self._cutting.is_over(pl_module):
+            return
+        check_end(self, trainer, self.penalty)
+        self._scales = select_weights(pl_module, SCALES)
+        check_finite(self._scales)
+        for s in self._scales:
+            if isinstance(s.weight, DTensor):
+                raise MisconfigurationException(
+                    f"NetworkSlimming needs whole weights, but {s.name} is sharded. Use "
+                    "strategy='ddp'."
+                )
+        self._cutting.begin(pl_module)
+        if self.update == "subgradient":
+            return
+        self._copies.start(self._scales)
+        if self.update == "proximal":
+            begin = self._proximal or [s.weight.detach().clone() for s in self._scales]
+            self._proximal = [x.to(pl_module.device) for x in begin]
+            for optimizer in trainer.optimizers:
+                move = partial(self._take_proximal_step, trainer)
+                self._handles.append(optimizer.register_step_post_hook(move))
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the penalty's part to the gradients of the scales that `optimizer` owns."""
+        lam, beta = self.strengths(trainer)
+        self._step, self._progress = lam / beta, progress(trainer)
+        places = self._places(p for group in optimizer.param_groups for p in group["params"])
+        scales = [self._scales[i].weight for i in places]
+        if places and self.update == "subgradient":
+            slimming.push(scales, self.penalty, lam)
+        elif places and self.update == "splitting":
+            copies = self._make_copies(self._scales)
+            slimming.pull(scales, [copies[i] for i in places], beta)
+
+    def _places(self, parameters: Iterable[Tensor]) -> list[int]:
+        """Which of the scales are among the parameters."""
+        owned = {id(p) for p in parameters}
+        return [i for i, s in enumerate(self._scales) if id(s.weight) in owned]
+
+    def _take_proximal_step(self, trainer: pl.Trainer, optimizer: Optimizer, *_: object) -> None:
+        """The proximal step, run after an optimizer's step that took place."""
+        lam, beta = self.strengths(trainer)
+        for group in optimizer.param_groups:
+            if places := self._places(group["params"]):
+                slimming.proximal_step(
+                    [self._scales[i].weight for i in places],
+                    [self._proximal[i] for i in places],
+                    self.penalty.at(self._progress),
+                    lam=lam,
+                    beta=beta,
+                    rate=float(group["lr"]),
+                )
+
+    def _make_copies(self, scales: Sequence[Selected]) -> list[Tensor]:
+        if self.update == "proximal":
+            return self._proximal
+        weights = [s.weight.detach() for s in scales]
+        return slimming.split(weights, self.penalty.at(self._progress), self._step)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After the first batch: make sure that the network can be cut."""
+        if self._scales:
+            self._cutting.check(pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut; the module then holds the slim network."""
+        if not self._scales:
+            return
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, RelaxedVariableSplitting):
+                other.settle()
+        self._copies.settle()
+        self._cutting.cut(trainer, pl_module, self._settings())
+        self._copies.start([])
+        self._scales, self._proximal = [], []
+
+    def _settings(self) -> dict[str, str]:
+        names = ("penalty", "lam", "update", "beta")
+        return {name: str(getattr(self, name)) for name in names}
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Bring the scales back if an evaluation was interrupted."""
+        self._copies.restore()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the module hold the copies, if there are any."""
+        self._copies.hold()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the scales back, bit for bit."""
+        self._copies.restore()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "cut": self._cutting.state(),
+            "step": self._step,
+            "progress": self._progress,
+            "weights": self._copies.state(),
+            "copies": list(self._proximal),
+        }
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the scales back when training is resumed."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._copies.load(pl_module, state["weights"])
+            self._step, self._progress = state["step"], state["progress"]
+            self._proximal = list(state["copies"])

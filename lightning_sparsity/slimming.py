@@ -1,0 +1,184 @@
+r"""Network slimming on tensors: a penalty on all BatchNorm scales of a network, as one vector.
+
+$$ \min_{W, \gamma} \; f(W, \gamma) + \lambda \sum_l r(\gamma_l) $$
+
+Three ways to lower it: a subgradient added to the gradient, a sparse copy that the scales are
+pulled towards, and a proximal step. Then `cut` removes the channels whose scales are smallest.
+Works without a Trainer.
+
+Reference:
+    Z. Liu, J. Li, Z. Shen, G. Huang, S. Yan, C. Zhang, Learning efficient convolutional networks
+    through network slimming, ICCV 2017. K. Bui, F. Park, S. Zhang, Y. Qi, J. Xin, Improving network
+    slimming with nonconvex regularization, IEEE Access 9, 2021, arXiv:2010.01242.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sparsity import surgery
+from lightning_sparsity.penalties import Penalty
+
+__all__ = ["Compensate", "Slimmed", "cut", "proximal_step", "pull", "push", "split"]
+
+Compensate = Literal["shift", "mean"]
+
+
+@torch.no_grad()
+def push(scales: Sequence[Tensor], penalty: Penalty, lam: float) -> None:
+    r"""Add the penalty's subgradient to the gradients of the scales: `grad += lam * r'(scale)`.
+
+    Args:
+        scales: BatchNorm weights with gradients.
+        penalty: The penalty $r$ of all scales as one vector.
+        lam: Its weight $\lambda \ge 0$.
+    """
+    slopes = penalty.subgradient(_joint(scales))
+    for scale, slope in zip(scales, _parts(slopes, scales), strict=True):
+        if scale.grad is not None:
+            scale.grad.add_(slope, alpha=lam)
+
+
+@torch.no_grad()
+def split(scales: Sequence[Tensor], penalty: Penalty, step: float) -> list[Tensor]:
+    r"""The sparse copies of the scales, $u = \operatorname{prox}(\gamma)$ of all as one vector.
+
+    A layer whose scales would all be zero keeps its largest one: no layer dies.
+
+    Args:
+        scales: BatchNorm weights.
+        penalty: The penalty $r$.
+        step: The ratio `lam / beta`, at least 0.
+    """
+    joint = _joint(scales)
+    return _parts(_spared(penalty.prox(joint, step), joint, scales), scales)
+
+
+@torch.no_grad()
+def pull(scales: Sequence[Tensor], copies: Sequence[Tensor], beta: float) -> None:
+    r"""Add the pull of the copies to the gradients: `grad += beta * (scale - copy)`."""
+    for scale, copy in zip(scales, copies, strict=True):
+        if scale.grad is not None:
+            scale.grad.add_(scale - copy, alpha=beta)
+
+
+@torch.no_grad()
+def proximal_step(
+    scales: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    penalty: Penalty,
+    *,
+    lam: float,
+    beta: float,
+    rate: float,
+) -> None:
+    r"""The proximal part of a step, after the optimizer's, in place.
+
+    $$ \gamma \leftarrow \frac{\alpha \gamma + \beta \xi}{\alpha + \beta}, \qquad \xi \leftarrow
+       \operatorname{prox}\Bigl(\frac{\alpha \xi + \beta \gamma}{\alpha + \beta}\Bigr) \text{ with
+       step } \frac{\lambda}{\alpha + \beta}, \qquad \alpha = 1 / \text{rate} $$
+
+    Args:
+        scales: BatchNorm weights $\gamma$.
+        copies: Their sparse copies $\xi$.
+        penalty: The penalty $r$ of the copies.
+        lam: Its weight $\lambda \ge 0$.
+        beta: The coupling $\beta > 0$.
+        rate: The learning rate, at least 0.
+
+    Reference:
+        K. Bui, F. Xue, F. Park, Y. Qi, J. Xin, A proximal algorithm for network slimming, LOD 2023,
+        arXiv:2307.00684, there with l1.
+    """
+    share = 1 / (1 + beta * rate)  # alpha / (alpha + beta), also at a rate of zero
+    for scale, copy in zip(scales, copies, strict=True):
+        scale.copy_(copy.lerp(scale, share))
+        copy.copy_(scale.lerp(copy, share))
+    joint = _joint(copies)
+    thresholded = _spared(penalty.prox(joint, lam * rate * share), joint, copies)
+    for copy, new in zip(copies, _parts(thresholded, copies), strict=True):
+        copy.copy_(new)
+
+
+def _joint(scales: Sequence[Tensor]) -> Tensor:
+    return torch.cat([scale.detach() for scale in scales])
+
+
+def _parts(joint: Tensor, scales: Sequence[Tensor]) -> list[Tensor]:
+    return list(joint.split([scale.numel() for scale in scales]))
+
+
+def _spared(copy: Tensor, joint: Tensor, scales: Sequence[Tensor]) -> Tensor:
+    """The copy with the largest scale of every layer that would die back in it."""
+    sizes = torch.tensor([scale.numel() for scale in scales], device=joint.device)
+    layer = torch.arange(len(scales), device=joint.device).repeat_interleave(sizes)
+    none = joint.new_zeros(len(scales))
+    largest = none.scatter_reduce(0, layer, joint.abs(), "amax")[layer]
+    alive = none.scatter_reduce(0, layer, copy.abs(), "amax")[layer] > 0
+    return torch.where(~alive & (joint.abs() == largest), joint, copy)
+
+
+@dataclass(frozen=True, eq=False)
+class Slimmed:
+    """What `cut` made.
+
+    Attributes:
+        network: The slim network.
+        plan: How it was cut, with the proof.
+        frozen: What could not be cut and why, in words.
+    """
+
+    network: nn.Module
+    plan: surgery.Plan
+    frozen: tuple[str, ...]
+
+
+def cut(
+    network: nn.Module,
+    example_inputs: Any,  # noqa: ANN401
+    amount: float | surgery.Budget,
+    *,
+    gather: bool = True,
+    batches: Iterable[Any] = (),
+) -> Slimmed:
+    """Remove the channels with the smallest BatchNorm scales of a whole network.
+
+    Where at least that share of the scales is exactly zero already, exactly those go: training has
+    chosen them, and nothing else changes. What goes although its scale is not zero leaves its shift
+    behind or, with `batches`, its mean activation.
+
+    Args:
+        network: The network; it is not changed.
+        example_inputs: In the form that `surgery.trace` takes.
+        amount: The share of channels to drop, or a budget: see `ChannelFlow.plan_by`.
+        gather: Whether layers may pick their inputs: see `ChannelFlow.plan`.
+        batches: Inputs over which the mean activation of what goes is taken; none: its shift stays.
+
+    Raises:
+        ValueError: If the network cannot be traced, or the amount cannot be met.
+    """
+    flow = surgery.trace(network, example_inputs)
+    plan = flow.plan_by(_exact(flow, amount), gather=gather)
+    batches = list(batches)
+    if batches:
+        network = surgery.compensate(network, plan, batches)
+        dead = plan.dead
+        plan = surgery.trace(network, example_inputs).plan(dead, gather=gather)
+    small = surgery.slim(network, plan)
+    return Slimmed(small, plan, tuple(str(item) for item in [*flow.frozen, *flow.notes]))
+
+
+def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float | surgery.Budget:
+    """A threshold of zero, where a share is asked for and as many scales are zero."""
+    if isinstance(amount, surgery.Budget):
+        return amount
+    modules: dict[str, Any] = dict(flow.model.named_modules())
+    scales = [modules[name].weight for name in flow.norms]
+    zeros = sum(int((scale == 0).sum()) for scale in scales)
+    total = sum(scale.numel() for scale in scales)
+    spared = len(scales)  # at most one scale of every layer
+    enough = 0 < amount < 1 and 0 < zeros >= int(amount * total) - spared
+    return surgery.Threshold(0) if enough else amount
