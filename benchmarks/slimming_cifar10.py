@@ -97,7 +97,9 @@ def trained(folder: Path) -> nn.Module:
     """The network after sparse training, before its cut."""
     network = ResNet20()
     state = torch.load(folder / "sparse.ckpt", weights_only=True)["state_dict"]
-    network.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if "model." in k})
+    network.load_state_dict(
+        {k.removeprefix("model."): v for k, v in state.items() if "model." in k}
+    )
     return network
 
 

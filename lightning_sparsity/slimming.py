@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity import surgery
-from lightning_sparsity.penalties import Penalty
+from lightning_sparsity.penalties import L0Ball, Penalty
+from lightning_sparsity.splitting import Measurement
 
-__all__ = ["Compensate", "Slimmed", "cut", "proximal_step", "pull", "push", "split"]
+__all__ = ["Compensate", "Slimmed", "cut", "measure", "proximal_step", "pull", "push", "split"]
 
 Compensate = Literal["shift", "mean"]
 
@@ -101,6 +102,15 @@ def proximal_step(
     thresholded = _spared(penalty.prox(joint, lam * rate * share), joint, copies)
     for copy, new in zip(copies, _parts(thresholded, copies), strict=True):
         copy.copy_(new)
+
+
+@torch.no_grad()
+def measure(scales: Sequence[Tensor], copies: Sequence[Tensor], penalty: Penalty) -> Measurement:
+    """Zeros, penalty and gap of the copies; a constraint (`L0Ball`) costs nothing."""
+    joint, copy = _joint(scales), _joint(copies)
+    value = penalty.value(copy) if not isinstance(penalty, L0Ball) else joint.new_zeros(())
+    gap = (joint - copy).float().square().sum()
+    return Measurement((copy == 0).sum(), copy.numel(), value, gap)
 
 
 def _joint(scales: Sequence[Tensor]) -> Tensor:

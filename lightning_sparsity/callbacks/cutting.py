@@ -1,7 +1,8 @@
 """The cut at the end of a training: what every callback that removes channels does alike."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,11 +122,23 @@ class Cutting:
         if folder is not None:
             _write(made, {**settings, "amount": str(self.amount), **figures}, folder)
         trainer.strategy.barrier()
-        self._dense = pl_module.get_submodule(self.path)
+        self._dense = network
         place(pl_module, self.path, made.network)
         self.record = to_record(made.plan)
         self._carry_over(trainer, network, made)
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
+
+    @contextmanager
+    def uncut(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """Inside, the module holds the network before the cut, with the scales it was cut by."""
+        if self._dense is None or not self.is_over(pl_module):
+            raise ValueError(f"{type(self.owner).__name__} has not cut this module's network.")
+        slim = bare(pl_module.get_submodule(self.path))
+        place(pl_module, self.path, self._dense)
+        try:
+            yield
+        finally:
+            place(pl_module, self.path, slim)
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
         log_dir = trainer.log_dir  # asked for in every process: they agree on it together

@@ -1,6 +1,7 @@
 """Network slimming as a Lightning callback."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -119,6 +120,14 @@ class NetworkSlimming(Callback):
         self._progress = 0.0  # share of the training that was over then
         self._handles: list[RemovableHandle] = []
 
+    def is_over(self, pl_module: pl.LightningModule) -> bool:
+        """Whether the module holds the slim network."""
+        return self._cutting.is_over(pl_module)
+
+    def uncut(self, pl_module: pl.LightningModule) -> AbstractContextManager[None]:
+        """Inside this context the module holds the network as it was right before the cut."""
+        return self._cutting.uncut(pl_module)
+
     def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
         """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
         now = epoch(trainer)
@@ -131,17 +140,13 @@ class NetworkSlimming(Callback):
         if not self._scales:
             return {}
         lam, beta = self.strengths(trainer)
-        scales = [s.weight.detach() for s in self._scales]
+        scales = [s.weight for s in self._scales]
         copies = scales if self.update == "subgradient" else self._make_copies(self._scales)
-        joint, copy = torch.cat(scales), torch.cat(copies)
-        gap = (joint - copy).square().sum()
-        value = self.penalty.value(copy)
-        # Layers that the ball would have emptied keep one scale: the constraint costs nothing.
-        cost = 0.0 if isinstance(self.penalty, L0Ball) else lam * value
+        found = slimming.measure(scales, copies, self.penalty)
         return {
-            "sparsity": (copy == 0).float().mean(),
-            "penalty": cost + beta / 2 * gap,
-            "split_gap": gap.sqrt(),
+            "sparsity": found.zeros / found.entries,
+            "penalty": lam * found.penalty + beta / 2 * found.gap,
+            "split_gap": found.gap.sqrt(),
             "lam": torch.tensor(lam),
             "beta": torch.tensor(beta),
         }
