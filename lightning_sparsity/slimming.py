@@ -14,7 +14,7 @@ Reference:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,43 @@ from lightning_sparsity import surgery
 from lightning_sparsity.penalties import L0Ball, Penalty
 from lightning_sparsity.splitting import Measurement
 
-__all__ = ["Compensate", "Slimmed", "cut", "measure", "proximal_step", "pull", "push", "split"]
+__all__ = [
+    "Compensate",
+    "Slimmed",
+    "Update",
+    "check",
+    "cut",
+    "measure",
+    "proximal_step",
+    "pull",
+    "push",
+    "split",
+]
 
 Compensate = Literal["shift", "mean"]
+Update = Literal["subgradient", "splitting", "proximal"]
+
+
+def check(penalty: Penalty, update: str, *, coupled: bool) -> None:
+    """Refuse a penalty and a way to lower it that do not go together.
+
+    Args:
+        penalty: The penalty of the scales.
+        update: The way.
+        coupled: Whether a coupling `beta` was given.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if update not in get_args(Update):
+        raise ValueError(f"update must be one of {', '.join(get_args(Update))}, got {update!r}.")
+    if coupled and update == "subgradient":
+        raise ValueError("update='subgradient' has no coupling: leave beta out.")
+    if penalty.acts == "rows":
+        raise ValueError(f"{penalty!r} acts on rows, but the scales are one vector.")
+    if isinstance(penalty, L0Ball) and update == "subgradient":
+        raise ValueError("L0Ball has no slope to descend: use update='splitting'.")
+    penalty.prox(torch.ones(1), 1.0)  # a combination without an exact prox says so here
 
 
 @torch.no_grad()

@@ -34,6 +34,21 @@ class TinyCNN(nn.Sequential):
         self.add_module("fc", nn.Linear(24, 4))
 
 
+class NormCNN(nn.Sequential):
+    """Two convolutions with BatchNorm and a linear layer for images of 8 x 8: 14 scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("conv1", nn.Conv2d(1, 8, 3, padding=1, bias=False))
+        self.add_module("norm1", nn.BatchNorm2d(8))
+        self.add_module("relu1", nn.ReLU())
+        self.add_module("conv2", nn.Conv2d(8, 6, 3, stride=2, bias=False))
+        self.add_module("norm2", nn.BatchNorm2d(6))
+        self.add_module("relu2", nn.ReLU())
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("fc", nn.Linear(54, 4))
+
+
 def sgd(weights: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(weights, lr=0.1, momentum=0.9)
 
@@ -41,11 +56,13 @@ def sgd(weights: Iterable[Tensor]) -> torch.optim.Optimizer:
 class TinyNet(pl.LightningModule):
     """A classifier that starts from the same weights every time and keeps what evaluations saw."""
 
-    def __init__(self, optimizer: Callable[..., Any] = sgd) -> None:
+    def __init__(
+        self, optimizer: Callable[..., Any] = sgd, network: Callable[[], nn.Module] = TinyCNN
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            self.model = TinyCNN()
+            self.model = network()
         self.optimizer = optimizer
         self.seen: list[dict[str, Tensor]] = []
 
@@ -142,6 +159,21 @@ def tiny_cnn() -> type[TinyCNN]:
 @pytest.fixture
 def tiny_net() -> type[TinyNet]:
     return TinyNet
+
+
+@pytest.fixture
+def norm_net() -> Callable[..., TinyNet]:
+    """A `TinyNet` with BatchNorm, its scales spread so that no two are equal."""
+
+    def make(optimizer: Callable[..., Any] = sgd) -> TinyNet:
+        net = TinyNet(optimizer, NormCNN)
+        with torch.no_grad():
+            for i, norm in enumerate((net.model.norm1, net.model.norm2)):
+                norm.weight.copy_(torch.linspace(0.3, 1.1, norm.num_features) + 0.01 * i)
+                norm.bias.copy_(torch.linspace(-0.4, 0.5, norm.num_features))
+        return net
+
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +19,6 @@ from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.storage import rebuild, to_record
 from lightning_sparsity.surgery.tape import swapped
 
-Compensate = Literal["shift", "mean"]
 BATCHES = 16  # over which the mean activation of a channel is taken
 
 
@@ -40,7 +39,7 @@ class Cutting:
         amount: float | surgery.Budget,
         *,
         gather: bool,
-        compensate: Compensate,
+        compensate: slimming.Compensate,
         dirpath: str | None,
     ) -> None:
         if compensate not in ("shift", "mean"):
@@ -122,10 +121,10 @@ class Cutting:
         if folder is not None:
             _write(made, {**settings, "amount": str(self.amount), **figures}, folder)
         trainer.strategy.barrier()
+        self._carry_over(trainer, network, made)
         self._dense = network
         place(pl_module, self.path, made.network)
         self.record = to_record(made.plan)
-        self._carry_over(trainer, network, made)
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
 
     @contextmanager

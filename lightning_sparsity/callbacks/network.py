@@ -113,7 +113,9 @@ def chain(pl_module: nn.Module) -> list[str]:
     """The module itself and, one in the other, those that hold all of its weights: their paths."""
     paths, module = [""], pl_module
     while not module._parameters:
-        inner = [(n, m) for n, m in module.named_children() if any(True for _ in m.parameters())]
+        inner = [
+            (n, m) for n, m in module.named_children() if next(m.parameters(), None) is not None
+        ]
         if len(inner) != 1:
             break
         name, module = inner[0]
@@ -127,7 +129,8 @@ def bare(module: nn.Module) -> nn.Module:
         return module
     shell = copy.copy(module)
     shell._trainer = None
-    shell._modules = dict(module._modules)
+    for own in ("_modules", "_parameters", "_buffers"):
+        setattr(shell, own, dict(getattr(module, own)))
     for name, value in vars(module).items():
         if name.endswith("_hooks") and isinstance(value, OrderedDict):
             setattr(shell, name, OrderedDict())
@@ -141,5 +144,10 @@ def place(pl_module: pl.LightningModule, path: str, network: nn.Module) -> None:
         pl_module.set_submodule(path, network)
         return
     for name, child in network.named_children():
-        if any(True for _ in child.parameters()):
+        if next(iter([*child.parameters(), *child.buffers()]), None) is not None:
             setattr(pl_module, name, child)
+    for name, x in [
+        *network.named_parameters(recurse=False),
+        *network.named_buffers(recurse=False),
+    ]:
+        setattr(pl_module, name, x)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,17 +17,16 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import slimming
-from lightning_sparsity.callbacks.conditions import check_end, check_order, epoch, progress
+from lightning_sparsity.callbacks.conditions import check_end, check_order, progress, strengths
 from lightning_sparsity.callbacks.copies import Copies
-from lightning_sparsity.callbacks.cutting import Compensate, Cutting
+from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
-from lightning_sparsity.penalties import L1, L0Ball, Penalty
+from lightning_sparsity.penalties import L1, Penalty
 from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
 from lightning_sparsity.splitting import check_strengths
 from lightning_sparsity.surgery import Budget
 
-Update = Literal["subgradient", "splitting", "proximal"]
 SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
 BETA = {"subgradient": 1.0, "splitting": 0.3, "proximal": 100.0}
 
@@ -89,24 +88,13 @@ class NetworkSlimming(Callback):
         lam: float | Schedule = 1e-4,
         *,
         amount: float | Budget = 0.5,
-        update: Update = "subgradient",
+        update: slimming.Update = "subgradient",
         beta: float | Schedule | None = None,
         gather: bool = True,
-        compensate: Compensate = "shift",
+        compensate: slimming.Compensate = "shift",
         dirpath: str | None = None,
     ) -> None:
-        if update not in get_args(Update):
-            raise ValueError(
-                f"update must be one of {', '.join(get_args(Update))}, got {update!r}."
-            )
-        if beta is not None and update == "subgradient":
-            raise ValueError(
-                f"update='subgradient' has no coupling, got beta={beta}. Leave it out."
-            )
-        if penalty.acts == "rows":
-            raise ValueError(f"{penalty!r} acts on rows, but scales are a vector. Use its entries.")
-        if isinstance(penalty, L0Ball) and update == "subgradient":
-            raise ValueError("L0Ball has no slope to descend. Use update='splitting'.")
+        slimming.check(penalty, update, coupled=beta is not None)
         self.penalty = penalty
         self.lam = lam
         self.beta = BETA[update] if beta is None else beta
@@ -130,10 +118,7 @@ class NetworkSlimming(Callback):
 
     def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
         """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
-        now = epoch(trainer)
-        lam, beta = at(self.lam, now), at(self.beta, now)
-        check_strengths(lam, beta)
-        return lam, beta
+        return strengths(trainer, self.lam, self.beta)
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Share of scales (or of their copies) that are exactly zero, penalty and strengths."""
@@ -155,11 +140,6 @@ class NetworkSlimming(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make checkpoints of either shape fit, and hold the copies."""
         check_order(self, trainer)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(c, NetworkSlimming) for c in callbacks) > 1:
-            raise MisconfigurationException(
-                "A Trainer can hold one NetworkSlimming: its penalty is on all scales."
-            )
         self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
         if stage == "fit":
             self._proximal = []

@@ -14,7 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import splitting
-from lightning_sparsity.callbacks.conditions import check_order, check_rates, epoch
+from lightning_sparsity.callbacks.conditions import (
+    check_end,
+    check_order,
+    check_rates,
+    progress,
+    strengths,
+)
 from lightning_sparsity.callbacks.copies import Copies
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
@@ -92,6 +98,7 @@ class RelaxedVariableSplitting(Callback):
         self._copies = Copies(self, self._make_copies)
         self._handles: list[RemovableHandle] = []
         self._step: float | None = None  # lam / beta of the last update; None if never trained
+        self._progress = 0.0  # share of the training that was over then
         self._use_kernel = False
 
     @property
@@ -106,18 +113,20 @@ class RelaxedVariableSplitting(Callback):
         """The selected weights, known from the start of training on."""
         return self._copies.weights
 
+    @property
+    def _penalty(self) -> Penalty:
+        """The penalty as it is at this point of the training."""
+        return self.penalty.at(self._progress)
+
     def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
         """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
-        now = epoch(trainer)
-        lam, beta = at(self.lam, now), at(self.beta, now)
-        splitting.check_strengths(lam, beta)
-        return lam, beta
+        return strengths(trainer, self.lam, self.beta)
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Sparsity, penalty, gap and strengths of the current split, as scalars."""
         lam, beta = self.strengths(trainer)
         parts = [
-            splitting.measure(s.weight.detach(), self.penalty, lam / beta, axis=s.axis)
+            splitting.measure(s.weight.detach(), self._penalty, lam / beta, axis=s.axis)
             for s in self.weights
         ]
         gap = torch.stack([p.gap for p in parts]).sum()
@@ -152,6 +161,7 @@ class RelaxedVariableSplitting(Callback):
         self._copies.start(select_weights(pl_module, self.select, self.groups))
         check_finite(self.weights)
         lam, beta = self.strengths(trainer)
+        check_end(self, trainer, self.penalty)
         if self._step is None:  # else a checkpoint knows: the epoch is not restored yet
             self._step = lam / beta
         if self.update == "decoupled":
@@ -181,7 +191,7 @@ class RelaxedVariableSplitting(Callback):
     ) -> None:
         """Add `beta * (w - u)` to the gradients of the weights that `optimizer` owns."""
         lam, beta = self.strengths(trainer)
-        self._step = lam / beta
+        self._step, self._progress = lam / beta, progress(trainer)
         if self.update == "gradient":
             for s in self._owned(optimizer.param_groups):
                 if s.weight.grad is not None:
@@ -200,7 +210,7 @@ class RelaxedVariableSplitting(Callback):
         weight = s.weight.detach()
         target = weight if target is s.weight else target.detach()
         pull = partial(splitting.pull, axis=s.axis, compiled=self._use_kernel)
-        pull(weight, target, self.penalty, self._step, scale)
+        pull(weight, target, self._penalty, self._step, scale)
 
     def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
         owned = {id(p) for group in param_groups for p in group["params"]}
@@ -243,11 +253,12 @@ class RelaxedVariableSplitting(Callback):
     def _make_copies(self, weights: Sequence[Selected]) -> Iterator[Tensor]:
         assert self._step is not None
         for s in weights:
-            yield splitting.split(s.weight.detach(), self.penalty, self._step, axis=s.axis)
+            yield splitting.split(s.weight.detach(), self._penalty, self._step, axis=s.axis)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step, "weights": self._copies.state()}
+        weights = self._copies.state()
+        return {"step": self._step, "progress": self._progress, "weights": weights}
 
     @override
     def on_load_checkpoint(
@@ -257,4 +268,4 @@ class RelaxedVariableSplitting(Callback):
         state = checkpoint["callbacks"].get(self.state_key)
         if state is not None and trainer.state.fn == TrainerFn.FITTING:
             self._copies.load(pl_module, state["weights"])
-            self._step = state["step"]
+            self._step, self._progress = state["step"], state.get("progress", 0.0)
