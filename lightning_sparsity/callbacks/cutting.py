@@ -110,11 +110,14 @@ class Cutting:
         """
         batches = self._inputs.found(pl_module)[1] if self.compensate == "mean" else []
         self._inputs.stop()
-        # The same examples in all processes, so that they make the same network.
-        example, batches = trainer.strategy.broadcast((self._example, batches))
-        to = pl_module.device
-        example, batches = swapped((example, list(batches)), lambda x: _moved(x, to))
         network = bare(pl_module.get_submodule(self.path))
+        # Processes have seen other examples and have other running means: all take the first one's.
+        buffers = list(network.buffers())
+        given = swapped((self._example, batches, buffers), _on_cpu)
+        found = trainer.strategy.broadcast(given)
+        example, batches, first = swapped(found, lambda x: _moved(x, pl_module.device))
+        for buffer, x in zip(buffers, first, strict=True):
+            buffer.copy_(x)
         made = slimming.cut(network, example, self.amount, gather=self.gather, batches=batches)
         figures = describe(network, made, example)
         folder = self._folder(trainer)
@@ -193,6 +196,10 @@ class _OnLoad:
 
 def _kept(x: Any) -> Any:  # noqa: ANN401
     return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def _on_cpu(x: Any) -> Any:  # noqa: ANN401
+    return x.detach().cpu() if isinstance(x, Tensor) else x
 
 
 def _moved(x: Any, device: torch.device) -> Any:  # noqa: ANN401

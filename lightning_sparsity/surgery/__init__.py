@@ -19,6 +19,7 @@ Example:
 """
 
 from lightning_sparsity.surgery.budget import Budget, Flops, Params, Share, Threshold
+from lightning_sparsity.surgery.compensation import compensate
 from lightning_sparsity.surgery.flow import ChannelFlow, trace
 from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.slim import mask, slim
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "Share",
     "Threshold",
+    "compensate",
     "load",
     "mask",
     "save",

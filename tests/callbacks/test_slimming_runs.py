@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lightning_sparsity
 from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, surgery
 from lightning_sparsity.penalties import L0, L0Ball, TransformedL1
 from lightning_sparsity.surgery import Flops, Params
@@ -241,6 +245,76 @@ def test_compensating_by_the_mean_changes_what_a_channel_leaves(
         assert report["proof"] < 1e-12
         outputs.append(logits(net.model))
     assert not torch.equal(*outputs)
+
+
+DDP = """
+import importlib.util, json, sys, torch
+import lightning.pytorch as pl
+from lightning_sparsity import NetworkSlimming
+from lightning_sparsity.data import TensorLoader
+from lightning_sparsity.penalties import L0Ball
+
+folder, conftest = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("tiny", conftest)
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+class Net(tiny.TinyNet):
+    def __init__(self):
+        super().__init__(network=tiny.NormCNN)
+
+    def train(self, mode=True):  # batch statistics would be those of one process
+        super().train(mode)
+        for norm in (self.model.norm1, self.model.norm2):
+            norm.eval()
+        return self
+
+    def train_dataloader(self):
+        whole, t = tiny.tiny_data(), self.trainer
+        return TensorLoader(whole.images, whole.labels, 4 // t.world_size, shuffle=True,
+                            rank=t.global_rank, world_size=t.world_size)
+
+torch.set_num_threads(1)
+def fit(name, **options):
+    net = Net()
+    ball = L0Ball(0.5, start=0, end=0.5)
+    slimming = NetworkSlimming(ball, update="splitting", beta=1.0, compensate="mean",
+                               dirpath=f"{folder}/{name}")
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[slimming], **options)
+    trainer.fit(net)
+    return trainer, net.state_dict()
+
+trainer, state = fit("two", strategy="ddp", devices=2)
+torch.save(state, f"{folder}/rank{trainer.global_rank}.pt")
+trainer.strategy.barrier()
+if trainer.global_rank == 0:
+    torch.distributed.destroy_process_group()
+    torch.save(fit("one", devices=1)[1], f"{folder}/alone.pt")
+"""
+
+
+def test_two_processes_end_with_one_slim_network_and_as_one_process_does(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    conftest = Path(__file__).parent.parent / "conftest.py"
+    package = str(Path(lightning_sparsity.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(conftest)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, alone = (
+        torch.load(tmp_path / f"{name}.pt") for name in ("rank0", "rank1", "alone")
+    )
+    for name, weight in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], weight, rtol=1e-5, atol=1e-6)
+    plans = [json.loads((tmp_path / n / "slim" / "plan.json").read_text()) for n in ("one", "two")]
+    assert plans[0]["dead"] == plans[1]["dead"]
 
 
 class Parts(pl.LightningModule):

@@ -1,0 +1,115 @@
+"""How much faster a slim network answers, with and without gathering.
+
+    python benchmarks/slim_latency.py
+
+Float32 in evaluation mode, images of 32 pixels. Scales and shifts are drawn at random, the share of
+BatchNorm channels with the smallest scales is cut. Every round times one answer of the dense, the
+masked, the slim and the slim network without gathering, one after the other, so that a noisy
+machine slows all of them alike. Times are medians over the rounds; ratios are medians of the ratios
+within a round, in brackets the middle half of them. FLOPs are counted by fvcore.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sparsity import surgery
+from lightning_sparsity.metrics import flops
+from lightning_sparsity.models import VGG19, DenseNet40, ResNet56
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "VGG19": VGG19,
+    "ResNet56": ResNet56,
+    "DenseNet40": DenseNet40,
+}
+
+
+def drawn(name: str) -> nn.Module:
+    """A network with random scales and shifts."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight)
+            nn.init.normal_(norm.bias, std=0.1)
+    return model
+
+
+def variants(model: nn.Module, share: float) -> dict[str, nn.Module]:
+    """The dense network and what can become of it."""
+    flow = surgery.trace(model, torch.randn(1, 3, 32, 32))
+    gathered, whole = (flow.plan_by(share, gather=gather) for gather in (True, False))
+    return {
+        "dense": model,
+        "masked": surgery.mask(model, gathered),
+        "slim": surgery.slim(model, gathered),
+        "no gather": surgery.slim(model, whole),
+    }
+
+
+@torch.inference_mode()
+def measured(
+    models: dict[str, nn.Module], images: Tensor, seconds: float
+) -> dict[str, list[float]]:
+    """Milliseconds of every model in every round; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 6 or time.perf_counter() < end:
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(images)
+            times[name].append(1e3 * (time.perf_counter() - start))
+        rounds += 1
+    return {name: each[1:] for name, each in times.items()}
+
+
+def ratio(times: list[float], to: list[float]) -> str:
+    """The median ratio within a round, and the middle half."""
+    ratios = [a / b for a, b in zip(times, to, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def row(name: str, share: float, batch: int, models: dict[str, nn.Module], seconds: float) -> str:
+    """One line of the table."""
+    example = torch.randn(1, 3, 32, 32)
+    work = {key: flops(model, example).total for key, model in models.items()}
+    times = measured(models, torch.randn(batch, 3, 32, 32), seconds)
+    cells = [name, f"{share:.0%}", str(batch), f"{statistics.median(times['dense']):.1f}"]
+    cells.append(ratio(times["masked"], times["dense"]))
+    for key in ("slim", "no gather"):
+        cells += [f"{work[key] / work['dense']:.0%}", f"{statistics.median(times[key]):.1f}"]
+        cells.append(ratio(times[key], times["dense"]))
+    cells.append(ratio(times["slim"], times["no gather"]))
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.7])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--seconds", type=float, default=15, help="at least, for each row")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        "| network | cut | batch | dense ms | masked / dense | FLOPs | slim ms | slim / dense "
+        "| FLOPs, no gather | ms | no gather / dense | slim / no gather |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for name in options.networks:
+        model = drawn(name)
+        for share in options.shares:
+            models = variants(model, share)
+            for batch in options.batches:
+                print(row(name, share, batch, models, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
