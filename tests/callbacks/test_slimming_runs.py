@@ -262,6 +262,10 @@ spec.loader.exec_module(tiny)
 class Net(tiny.TinyNet):
     def __init__(self):
         super().__init__(network=tiny.NormCNN)
+        with torch.no_grad():  # no ties that rounding would decide
+            self.model.norm1.weight.copy_(torch.linspace(0.3, 1.1, 8))
+            self.model.norm2.weight.copy_(torch.linspace(0.37, 1.0, 6))
+        self.train()
 
     def train(self, mode=True):  # batch statistics would be those of one process
         super().train(mode)
