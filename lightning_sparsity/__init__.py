@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from lightning_sparsity.callbacks import (
         NetworkSlimming,
         RelaxedVariableSplitting,
+        SlimNetwork,
         SparsityMonitor,
     )
 
 __version__ = "0.1.0"
-__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SparsityMonitor"]
+__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SlimNetwork", "SparsityMonitor"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

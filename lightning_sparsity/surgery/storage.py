@@ -67,7 +67,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         ValueError: If a file is damaged, or belongs to another file or another model.
     """
     folder = Path(folder)
-    record = _read_record(folder / PLAN)
+    record = read_record(folder / PLAN)
     small = rebuild(model, record, folder / PLAN)
     if not all(isinstance(record.get(table), dict) for table in ("aliases", "tensors")):
         raise _damaged(folder / PLAN, "aliases and tensors have to be tables")
@@ -152,7 +152,13 @@ def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"{path} cannot be trusted: {what}. Save the slim model again.")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """What `plan.json` says, with its form checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no plan of a slim model, or damaged.
+    """
     if path.stat().st_size > LARGEST_PLAN:
         raise _damaged(path, f"it has more than {LARGEST_PLAN} bytes")
     try:

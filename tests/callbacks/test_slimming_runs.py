@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_sparsity
-from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, surgery
+from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, SlimNetwork, surgery
 from lightning_sparsity.penalties import L0, L0Ball, TransformedL1
 from lightning_sparsity.surgery import Flops, Params
 
@@ -245,6 +245,47 @@ def test_compensating_by_the_mean_changes_what_a_channel_leaves(
         assert report["proof"] < 1e-12
         outputs.append(logits(net.model))
     assert not torch.equal(*outputs)
+
+
+def test_a_slim_network_is_fine_tuned_and_resumed_from_its_folder(
+    tmp_path: Path, norm_net: Make, trainer: Make
+) -> None:
+    net = norm_net()
+    trainer(slimming(tmp_path)).fit(net)
+    from_memory = copy.deepcopy(net)
+    trainer(max_epochs=3).fit(from_memory)
+
+    source = SlimNetwork(str(tmp_path / "slim"))
+    keep = ModelCheckpoint(tmp_path, "tuned{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+    from_folder, resumed = norm_net(), norm_net()
+    run = trainer(source, keep, max_epochs=3)
+    run.fit(from_folder)
+    run.test(from_folder, verbose=False)
+    trainer(source, copy.deepcopy(keep), max_epochs=3).fit(
+        resumed, ckpt_path=tmp_path / "tuned1.ckpt"
+    )
+    for tuned in (from_folder, resumed):
+        for name, weight in from_memory.state_dict().items():
+            assert torch.equal(tuned.state_dict()[name], weight), name
+
+
+def test_a_slim_network_finds_its_place_in_a_module_that_is_its_own_network(
+    tmp_path: Path, data: Make, trainer: Make
+) -> None:
+    net, other = Parts(), Parts()
+    trainer(slimming(tmp_path, "subgradient")).fit(net, data())
+    trainer(SlimNetwork(str(tmp_path / "slim")), max_epochs=1).fit(other, data())
+    assert other.norm.num_features == net.norm.num_features
+
+
+def test_a_slim_network_of_another_module_is_refused(
+    tmp_path: Path, norm_net: Make, tiny_net: Make, trainer: Make
+) -> None:
+    trainer(slimming(tmp_path)).fit(norm_net())
+    with pytest.raises(ValueError, match=r"found nothing in TinyNet that the network in .*slim"):
+        trainer(SlimNetwork(str(tmp_path / "slim"))).fit(tiny_net())
+    with pytest.raises(FileNotFoundError, match=r"plan\.json"):
+        trainer(SlimNetwork(str(tmp_path))).fit(norm_net())
 
 
 DDP = """
