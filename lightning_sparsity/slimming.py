@@ -125,7 +125,7 @@ def proximal_step(
         rate: The learning rate, at least 0.
 
     Reference:
-        K. Bui, F. Xue, F. Park, Y. Qi, J. Xin, A proximal algorithm for network slimming, LOD 2023,
+        K. Bui, F. Xue, F. Park, Y. Qi, J. Xin, A proximal algorithm for network slimming, 2023,
         arXiv:2307.00684, there with l1.
     """
     share = 1 / (1 + beta * rate)  # alpha / (alpha + beta), also at a rate of zero

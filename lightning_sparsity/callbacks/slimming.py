@@ -79,7 +79,7 @@ class NetworkSlimming(Callback):
     Reference: Z. Liu et al., Learning efficient convolutional networks through network slimming,
         ICCV 2017. K. Bui, F. Park, S. Zhang, Y. Qi, J. Xin, Improving network slimming with
         nonconvex regularization, IEEE Access 9, 2021. K. Bui et al., A proximal algorithm for
-        network slimming, LOD 2023.
+        network slimming, 2023, arXiv:2307.00684.
     """
 
     def __init__(
