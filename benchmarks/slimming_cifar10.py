@@ -3,7 +3,8 @@
 Run `python benchmarks/slimming_cifar10.py start` once: a dense network trained at a constant
 learning rate, from which all arms go on. Then `… train ARM` for each arm: sparse epochs with the
 learning rate falling to zero, the cut in `on_train_end`, and fine-tuning epochs; it prints
-validation accuracy. When everything is chosen, `… test ARM …` touches the test images once.
+validation accuracy. `… equal-flops ARM` compares cuts of equal cost. When everything is chosen,
+`… test ARM …` touches the test images once.
 """
 
 import argparse
@@ -145,6 +146,17 @@ def curve(sparse: nn.Module, root: str, split: str) -> dict[str, dict[str, float
     return {"shift kept": kept, "shift zeroed": zeroed}
 
 
+def equal_flops(args: argparse.Namespace, arm: str) -> None:
+    """Validation accuracy right after cuts that leave the same share of the FLOPs."""
+    sparse = trained(args.folder / arm)
+    flow = surgery.trace(sparse, torch.randn(2, 3, 32, 32))
+    figures = {}
+    for keep in (0.8, 0.7, 0.6, 0.5, 0.4):
+        plan = flow.plan_by(surgery.Flops(keep))
+        figures[str(keep)] = accuracy(surgery.slim(sparse, plan), args.root, "val")
+    print(arm, json.dumps(figures), flush=True)
+
+
 def test(args: argparse.Namespace, arm: str) -> None:
     """The figures of one arm on the test images."""
     folder = args.folder / arm
@@ -177,10 +189,13 @@ def test(args: argparse.Namespace, arm: str) -> None:
     print(arm, json.dumps(figures), flush=True)
 
 
+STAGES = {"train": train, "equal-flops": equal_flops, "test": test}
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["start", "train", "test"])
+    parser.add_argument("what", choices=["start", *STAGES])
     parser.add_argument("arms", nargs="*", help=", ".join(ARMS))
     parser.add_argument("--root", default=".data")
     parser.add_argument("--folder", type=Path, default=Path("runs/slimming-cifar10"))
@@ -196,7 +211,7 @@ def main() -> None:
     if args.what == "start":
         start(args)
     for arm in args.arms:
-        (train if args.what == "train" else test)(args, arm)
+        STAGES[args.what](args, arm)
 
 
 if __name__ == "__main__":

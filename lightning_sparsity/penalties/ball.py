@@ -20,8 +20,8 @@ class L0Ball(Penalty):
     $$ r(x) = \begin{cases} 0 & \|x\|_0 \le n - \lfloor \text{amount} \cdot n \rfloor \\
        \infty & \text{otherwise} \end{cases} $$
 
-    The prox keeps the largest entries as they are and zeroes the others, at every step size: there
-    is no weight to tune, `lam` does nothing. In training the share rises from zero along a straight
+    The prox keeps the largest entries as they are and zeroes the others, at every step size above
+    zero: there is no weight to tune, any `lam` above zero does the same. In training the share rises from zero along a straight
     line between `start` and `end`, so that entries leave one after the other.
 
     Args:
