@@ -18,10 +18,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from lightning_sparsity import surgery
 from lightning_sparsity.penalties import L0Ball, Penalty
 from lightning_sparsity.splitting import Measurement
+from lightning_sparsity.surgery.running import call
 
 __all__ = [
     "Compensate",
@@ -36,7 +38,7 @@ __all__ = [
     "split",
 ]
 
-Compensate = Literal["shift", "mean"]
+Compensate = Literal["shift", "mean", "statistics"]
 Update = Literal["subgradient", "splitting", "proximal"]
 
 
@@ -186,33 +188,57 @@ def cut(
     amount: float | surgery.Budget,
     *,
     gather: bool = True,
+    compensate: Compensate = "shift",
     batches: Iterable[Any] = (),
 ) -> Slimmed:
     """Remove the channels with the smallest BatchNorm scales of a whole network.
 
     Where at least that share of the scales is exactly zero already, exactly those go: training has
-    chosen them, and nothing else changes. What goes although its scale is not zero leaves its shift
-    behind or, with `batches`, its mean activation.
+    chosen them, and nothing else changes.
 
     Args:
         network: The network; it is not changed.
         example_inputs: In the form that `surgery.trace` takes.
         amount: The share of channels to drop, or a budget: see `ChannelFlow.plan_by`.
         gather: Whether layers may pick their inputs: see `ChannelFlow.plan`.
-        batches: Inputs over which the mean activation of what goes is taken; none: its shift stays.
+        compensate: What makes up for channels that go although their scale is not zero. `"shift"`:
+            the constant that their shift makes stays. `"mean"`: their mean activation stays.
+            `"statistics"`: their shift stays, and all running means and variances of the slim
+            network are estimated anew.
+        batches: Inputs for the last two, each in the form of `example_inputs`.
 
     Raises:
-        ValueError: If the network cannot be traced, or the amount cannot be met.
+        ValueError: If the network cannot be traced, the amount cannot be met, or batches are needed
+            and there are none.
     """
+    batches = list(batches)
+    if compensate != "shift" and not batches:
+        raise ValueError(f"compensate={compensate!r} needs batches, got none.")
     flow = surgery.trace(network, example_inputs)
     plan = flow.plan_by(_exact(flow, amount), gather=gather)
-    batches = list(batches)
-    if batches:
+    if compensate == "mean":
         network = surgery.compensate(network, plan, batches)
         dead = plan.dead
         plan = surgery.trace(network, example_inputs).plan(dead, gather=gather)
     small = surgery.slim(network, plan)
+    if compensate == "statistics":
+        modes = {module: module.training for module in small.modules()}
+        update_bn(([batch] for batch in batches), _Called(small))
+        for module, training in modes.items():
+            module.training = training
     return Slimmed(small, plan, tuple(str(item) for item in [*flow.frozen, *flow.notes]))
+
+
+class _Called(nn.Module):
+    """A network called with inputs in any form that `surgery.trace` takes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Any) -> Any:  # noqa: ANN401
+        """The network's outputs."""
+        return call(self.network, inputs)
 
 
 def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float | surgery.Budget:

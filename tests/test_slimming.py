@@ -115,3 +115,21 @@ def test_where_enough_scales_are_zero_exactly_those_go(zeros: int) -> None:
         net[1].weight[:5], net[4].weight[: zeros - 5] = 0, 0
     plan = slimming.cut(net, torch.randn(2, 3, 6, 6), 0.5).plan
     assert [int(dead.sum()) for dead in plan.dead.values()] == [5, zeros - 5]
+
+
+def test_new_statistics_are_those_of_the_slim_network_on_all_batches() -> None:
+    net, batches = network(), [(torch.randn(4, 3, 6, 6),) for _ in range(3)]
+    made = slimming.cut(net, batches[0], 0.4, compensate="statistics", batches=batches)
+    seen = []
+    made.network[1].register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    with torch.no_grad():
+        for batch in batches:
+            made.network(*batch)
+    mean = torch.cat(seen).mean((0, 2, 3))
+    torch.testing.assert_close(made.network[1].running_mean, mean)
+    assert not made.network.training
+
+
+def test_compensation_without_batches_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mean' needs batches, got none"):
+        slimming.cut(network(), torch.randn(2, 3, 6, 6), 0.4, compensate="mean")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -19,8 +19,6 @@ from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.storage import rebuild, to_record
 from lightning_sparsity.surgery.tape import swapped
 
-BATCHES = 16  # over which the mean activation of a channel is taken
-
 
 class Cutting:
     """Cuts the network of a LightningModule once, and knows dense from slim checkpoints.
@@ -29,7 +27,7 @@ class Cutting:
         owner: The callback whose cut it is.
         amount: How much to cut: see `slimming.cut`.
         gather: Whether layers may pick their inputs.
-        compensate: What a channel leaves behind: its `"shift"`, or its `"mean"` activation.
+        compensate: What makes up for channels whose scale is not zero: see `slimming.cut`.
         dirpath: Where the folder `slim` goes; None: into the folder of the logger.
     """
 
@@ -42,8 +40,9 @@ class Cutting:
         compensate: slimming.Compensate,
         dirpath: str | None,
     ) -> None:
-        if compensate not in ("shift", "mean"):
-            raise ValueError(f"compensate must be 'shift' or 'mean', got {compensate!r}.")
+        known = get_args(slimming.Compensate)
+        if compensate not in known:
+            raise ValueError(f"compensate must be one of {', '.join(known)}, got {compensate!r}.")
         if not isinstance(amount, surgery.Budget):
             surgery.Share(amount)  # out of range, it says so here
         self.owner = owner
@@ -53,7 +52,7 @@ class Cutting:
         self.dirpath = dirpath
         self.record: dict[str, Any] | None = None  # the plan that was carried out
         self.path = ""  # of the network in the module
-        self._inputs = Inputs(BATCHES if compensate == "mean" else 1)
+        self._inputs = Inputs(several=compensate != "shift")
         self._example: Any = None
         self._dense: nn.Module | None = None  # the network before the cut
 
@@ -108,7 +107,7 @@ class Cutting:
             pl_module: What it trained.
             settings: What the report says of the callback's arguments.
         """
-        batches = self._inputs.found(pl_module)[1] if self.compensate == "mean" else []
+        batches = [] if self.compensate == "shift" else self._inputs.found(pl_module)[1]
         self._inputs.stop()
         network = bare(pl_module.get_submodule(self.path))
         # Processes have seen other examples and have other running means: all take the first one's.
@@ -118,7 +117,14 @@ class Cutting:
         example, batches, first = swapped(found, lambda x: _moved(x, pl_module.device))
         for buffer, x in zip(buffers, first, strict=True):
             buffer.copy_(x)
-        made = slimming.cut(network, example, self.amount, gather=self.gather, batches=batches)
+        made = slimming.cut(
+            network,
+            example,
+            self.amount,
+            gather=self.gather,
+            compensate=self.compensate,
+            batches=batches,
+        )
         figures = describe(network, made, example)
         folder = self._folder(trainer)
         if folder is not None:

@@ -14,6 +14,7 @@ from lightning_sparsity.surgery.running import tensors_in
 from lightning_sparsity.surgery.tape import swapped
 
 EXAMPLES = 2
+BATCHES, BYTES = 32, 1 << 28  # at most so many calls are remembered, in at most so much memory
 
 
 class Inputs:
@@ -23,12 +24,12 @@ class Inputs:
     LightningModule itself, if its own `forward` puts the parts together.
 
     Args:
-        batches: How many calls to remember, the last ones.
+        several: Whether to remember the last calls, up to 32 in 256 MB, or one.
     """
 
-    def __init__(self, batches: int = 1) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         self.seen: dict[str, deque[Any]] = {}
-        self.batches = batches
+        self.most = BATCHES if several else 1
         self._handles: list[RemovableHandle] = []
 
     def watch(self, pl_module: pl.LightningModule) -> None:
@@ -37,7 +38,7 @@ class Inputs:
         self.seen = {}
         for path in chain(pl_module):
             module = pl_module.get_submodule(path)
-            self.seen[path] = deque(maxlen=self.batches)
+            self.seen[path] = deque(maxlen=self.most)
             remember = _Remember(self.seen[path])
             self._handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
 
@@ -77,6 +78,8 @@ class _Remember:
         """Keep the arguments."""
         if torch.is_grad_enabled():  # a training step, not an evaluation in between
             self.seen.append(_arguments(module, args, kwargs))
+            while len(self.seen) > 1 and len(self.seen) * _bytes(self.seen[-1]) > BYTES:
+                self.seen.popleft()
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -87,6 +90,10 @@ def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         if kwargs:
             return dict(bound.arguments)
     return swapped(args, lambda x: x.detach() if _is_tensor(x) else x)
+
+
+def _bytes(inputs: Any) -> int:  # noqa: ANN401
+    return sum(x.numel() * x.element_size() for x in tensors_in(inputs))
 
 
 def _is_tensor(x: object) -> bool:

@@ -57,8 +57,10 @@ class NetworkSlimming(Callback):
             for splitting, 100 for proximal.
         gather: Whether layers may pick their inputs, so that every dead channel goes: see
             `ChannelFlow.plan`.
-        compensate: What a channel leaves behind that is cut although its scale is not zero: its
-            `"shift"`, or its `"mean"` activation over the last batches.
+        compensate: What makes up for channels that are cut although their scale is not zero. Their
+            `"shift"` stays, or their `"mean"` activation, or their shift with new `"statistics"`:
+            all running means and variances estimated anew. The last two take the last batches of
+            the training, up to 32 in 256 MB.
         dirpath: Where the folder `slim` goes. Default: the folder of the logger.
 
     Raises:

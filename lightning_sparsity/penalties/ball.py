@@ -21,8 +21,9 @@ class L0Ball(Penalty):
        \infty & \text{otherwise} \end{cases} $$
 
     The prox keeps the largest entries as they are and zeroes the others, at every step size above
-    zero: there is no weight to tune, any `lam` above zero does the same. In training the share rises from zero along a straight
-    line between `start` and `end`, so that entries leave one after the other.
+    zero: there is no weight to tune, any `lam` above zero does the same. In training the share
+    rises from zero along a straight line between `start` and `end`, so that entries leave one after
+    the other.
 
     Args:
         amount: The share of zeros, in [0, 1).

@@ -156,7 +156,7 @@ def test_strengths_may_follow_a_schedule(norm_net: Any, trainer: Any) -> None:
         ({"beta": 0.0, "update": "splitting"}, "beta > 0, got beta=0.0"),
         ({"beta": 1.0}, "leave beta out"),
         ({"update": "magic"}, "got 'magic'"),
-        ({"compensate": "median"}, "'shift' or 'mean', got 'median'"),
+        ({"compensate": "median"}, "shift, mean, statistics, got 'median'"),
         ({"penalty": L0Ball()}, "use update='splitting'"),
     ],
     ids=str,
