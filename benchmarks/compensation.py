@@ -25,7 +25,6 @@ from lightning_sparsity.data import CIFAR10
 from lightning_sparsity.models.initialisation import initialise
 
 WIDTHS = (32, 0, 64, 0, 128, 128, 0, 256, 256, 0, 256, 256, 0)  # 0: pooling
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -129,6 +128,7 @@ def main() -> None:
     parser.add_argument("--lam", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--batches", type=int, default=40, help="of 128 calibration images")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def main() -> None:
     print(f"not cut: {accuracy(model, data.val_dataloader()):.2%} on validation images")
     print("| cut | largest scale cut | no shift | and BN | shift | and BN | mean | and BN |")
     print("|---|---|---|---|---|---|---|---|")
-    for share in SHARES:
+    for share in options.shares:
         print(row(model, share, data, calibration), flush=True)
 
 

@@ -70,7 +70,7 @@ class _Norm:
         self.model, self.module, self.dead = model, modules[name], {name: dead}
         self.steps, self.readers = _downstream(tape, name, modules)
         channel_of = torch.full((tape.variables,), -1)
-        channel_of[tape.sites[name].rows] = torch.arange(dead.numel())
+        channel_of[tape.sites[name].rows[dead.cpu()]] = dead.cpu().nonzero().flatten()
         for step in self.steps:
             if step.call is not None and step.call.site.name != name:  # a PReLU renames channels
                 channel_of[step.call.site.rows] = channel_of[step.call.site.columns]
@@ -94,8 +94,7 @@ class _Norm:
             return self._averaged(self._constants()) - target
 
         found = _closest(error, shift, target, self.module.weight.detach().double().cpu().abs())
-        (dead,) = self.dead.values()
-        self._set_shift(torch.where(dead.cpu(), found, shift).to(dtype))
+        self._set_shift(found.to(dtype))
 
     def _constants(self) -> dict[Call, Tensor]:
         """The constants that the readers see; NaN where other channels mix in."""

@@ -80,10 +80,29 @@ def test_the_reader_sees_the_mean_of_the_dense_network(
 
 def test_shifts_alone_are_moved_and_only_those_of_dead_channels(randomise: Any) -> None:
     model, batches = randomise(two_convs(nn.ReLU())), images()
+    with torch.no_grad():
+        model[1].weight[~DEAD] = 0  # constant as well, but not to be cut
+        model[1].bias += 1
     better, _ = compensated(model, {"1": DEAD}, batches, batches[0])
     before, after = model.state_dict(), better.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["1.bias"]
-    assert torch.equal((model[1].bias != better[1].bias), DEAD)
+    assert torch.equal(model[1].bias != better[1].bias, DEAD)
+
+
+def test_means_are_those_of_evaluation_mode(randomise: Any) -> None:
+    model, batches = randomise(two_convs(nn.Dropout(), nn.GELU())), images()
+    expected, _ = compensated(model, {"1": DEAD}, batches, batches[0])
+    got, _ = compensated(model.train(), {"1": DEAD}, batches, batches[0])
+    assert torch.equal(got[1].bias, expected[1].bias)
+
+
+def test_a_shift_whose_constant_cannot_be_followed_stays(randomise: Any) -> None:
+    """Pooling that averages zeros from outside makes constants of zero shifts alone."""
+    model, batches = randomise(two_convs(nn.AvgPool2d(3, 1, 1))), images()
+    for shift in (0.0, 0.5):
+        nn.init.constant_(model[1].bias, shift)
+        better, _ = compensated(model, {"1": DEAD}, batches, batches[0])
+        assert torch.equal(better[1].bias, model[1].bias)
 
 
 class Residual(nn.Module):
