@@ -131,13 +131,13 @@ def proximal_step(
         arXiv:2307.00684, there with l1.
     """
     share = 1 / (1 + beta * rate)  # alpha / (alpha + beta), also at a rate of zero
-    for scale, copy in zip(scales, copies, strict=True):
-        scale.copy_(copy.lerp(scale, share))
-        copy.copy_(scale.lerp(copy, share))
-    joint = _joint(copies)
-    thresholded = _spared(penalty.prox(joint, lam * rate * share), joint, copies)
-    for copy, new in zip(copies, _parts(thresholded, copies), strict=True):
-        copy.copy_(new)
+    joint, copy = _joint(scales), _joint(copies)
+    joint = copy.lerp(joint, share)
+    between = joint.lerp(copy, share)
+    copy = _spared(penalty.prox(between, lam * rate * share), between, scales)
+    for old, new in ((scales, joint), (copies, copy)):
+        for part, value in zip(old, _parts(new, old), strict=True):
+            part.copy_(value)
 
 
 @torch.no_grad()
