@@ -13,6 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_sparsity import (
     callbacks,
+    checkpoint,
     classifier,
     data,
     models,
@@ -32,6 +33,9 @@ OPTIONS: dict[str, Any] = {
     "subclass_mode_model": True,
     "subclass_mode_data": True,
     "seed_everything_default": 0,
+    "parser_kwargs": {
+        "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit."
+    },
 }
 
 
@@ -114,9 +118,14 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning 2.6 and torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
+    arguments = sys.argv[1:] if args is None else list(args)
     try:
+        if arguments[:1] == ["slim"]:
+            sys.argv[1:] = []  # which Lightning would take for arguments of its own
+            checkpoint.slim(arguments[1:], parsed)
+            return
         # In sys.argv rather than passed on: processes that a strategy starts read it there.
-        sys.argv[1:] = with_recipe(sys.argv[1:] if args is None else args)
+        sys.argv[1:] = with_recipe(arguments)
         SparsityCLI(**OPTIONS)
     except (ValueError, FileNotFoundError, TypeError) as error:
         if (ours := _ours(error)) is not None:

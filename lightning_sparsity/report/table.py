@@ -1,9 +1,10 @@
 """A run as a table on the screen and as files in its folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,7 @@ from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
 
-__all__ = ["print_table", "save", "say"]
+__all__ = ["print_cut", "print_table", "save", "say"]
 
 MOST_LAYERS = 12
 WIDTH = 160  # at most: also where the output is no terminal, and long names need room
@@ -39,6 +40,29 @@ def print_table(run: Summary) -> None:
     Console(soft_wrap=True, highlight=False, width=WIDTH).print(table)
     for note in _notes(run):
         say(note)
+
+
+def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, float]]) -> None:
+    """Print what a cut came to.
+
+    Args:
+        figures: What `report.json` of the cut holds.
+        metrics: Metrics of the validation split by name, before and after.
+    """
+    table = Table(title="The network before and after the cut", title_justify="left")
+    table.add_column("")
+    for column in ("dense", "slim", "saved"):
+        table.add_column(column, justify="right")
+    for name, (before, after) in metrics.items():
+        table.add_row(f"{name} (validation split)", _metric(name, before), _metric(name, after))
+    rows = {"BatchNorm channels": "channels", "parameters": "parameters", "FLOPs": "flops"}
+    for label, name in rows.items():
+        if figures[name] is not None:
+            before, after = figures[name]["dense"], figures[name]["slim"]
+            table.add_row(label, f"{before:,}", f"{after:,}", _saved(before, after))
+    Console(soft_wrap=True, highlight=False, width=WIDTH).print(table)
+    say("One FLOP is one multiply-add.")
+    say(_proof(figures["proof"]))
 
 
 def save(run: Summary, folder: Path) -> Iterator[Path]:
@@ -89,10 +113,7 @@ def _notes(run: Summary) -> Iterator[str]:
         "One FLOP is one multiply-add. The sparse count leaves out products with zero, which "
         "dense kernels do not; the slim network does not have them."
     )
-    yield (
-        "Proof: the slim network computes what the one before the cut computes with the scales "
-        f"that went at zero; largest relative difference {run.slim.proof:.1e}."
-    )
+    yield _proof(run.slim.proof)
     for n, (before, after) in run.slim.latency.items():
         yield (
             f"Latency at batch {n}: median of {after.runs} runs in turn; the middle half took "
@@ -101,13 +122,19 @@ def _notes(run: Summary) -> Iterator[str]:
         )
 
 
+def _proof(difference: float) -> str:
+    return (
+        "Proof: the slim network computes what the one before the cut computes with the scales "
+        f"that went at zero; largest relative difference {difference:.1e}."
+    )
+
+
 def _lines(run: Summary) -> Iterator[Line]:
     """The rows on the whole network."""
     slim = run.slim
     for name, (dense, sparse) in run.metrics.items():
         given = (dense, sparse, slim.metrics[name] if slim else 0.0)
-        form = "{:.2%}" if name.endswith("acc") else "{:.4f}"
-        before, after, cut = (form.format(x) for x in given)
+        before, after, cut = (_metric(name, x) for x in given)
         yield f"{name} ({run.split} split)", before, after, "", cut, ""
     total, size, work = run.size.parameters, run.size, run.size.work
     left = slim.after.parameters if slim else 0
@@ -120,6 +147,10 @@ def _lines(run: Summary) -> Iterator[Line]:
         yield "FLOPs", *counts, f"{left:,}", _saved(work.total, left)
     if slim is not None:
         yield from _slim_lines(slim)
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.endswith("acc") else f"{value:.4f}"
 
 
 def _slim_lines(slim: Slim) -> Iterator[Line]:
