@@ -2,17 +2,17 @@
 
 from lightning_sparsity.report.latency import Timing
 from lightning_sparsity.report.picture import draw
-from lightning_sparsity.report.slim import Slim, Weight
+from lightning_sparsity.report.slim import Footprint, Slim
 from lightning_sparsity.report.summary import Layer, Size, Summary, summarize
 from lightning_sparsity.report.table import print_cut, print_table, save, say
 
 __all__ = [
+    "Footprint",
     "Layer",
     "Size",
     "Slim",
     "Summary",
     "Timing",
-    "Weight",
     "draw",
     "print_cut",
     "print_table",

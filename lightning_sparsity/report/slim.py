@@ -13,15 +13,15 @@ from lightning_sparsity.callbacks import NetworkSlimming
 from lightning_sparsity.metrics.flops import LAYERS, flops
 from lightning_sparsity.report.latency import Timing, compare
 
-__all__ = ["Slim", "Weight", "measure", "weigh"]
+__all__ = ["Footprint", "Slim", "footprint", "measure"]
 
 BATCHES = (1, 64)
 
 
 @final
 @dataclass(frozen=True)
-class Weight:
-    """What a network weighs.
+class Footprint:
+    """What a network takes.
 
     Args:
         parameters: Its parameters.
@@ -46,8 +46,8 @@ class Slim:
     Args:
         metrics: Its metrics by name.
         behind: Optimizer steps that training went on for after the checkpoint of the other sides.
-        before: What the network weighed before the cut.
-        after: What the slim one weighs.
+        before: What the network took before the cut.
+        after: What the slim one takes.
         latency: Time per batch before and after, by the number of examples.
         proof: Relative difference between the outputs of the slim network and those of the one
             before the cut with the scales of the cut channels at zero.
@@ -55,8 +55,8 @@ class Slim:
 
     metrics: Mapping[str, float]
     behind: int
-    before: Weight
-    after: Weight
+    before: Footprint
+    after: Footprint
     latency: Mapping[int, tuple[Timing, Timing]]
     proof: float
 
@@ -81,14 +81,14 @@ def measure(
         behind: Optimizer steps between the best checkpoint and the cut.
     """
     with slimming.uncut(module):
-        before = weigh(module, examples)
-    after = weigh(module, examples)
+        before = footprint(module, examples)
+    after = footprint(module, examples)
     record = json.loads(slimming.state_dict()["cut"]["plan"])
     times = {} if examples is None else _times(trainer, module, slimming, examples)
     return Slim(dict(metrics), behind, before, after, times, record["proof"])
 
 
-def weigh(network: nn.Module, examples: Tensor | None) -> Weight:
+def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
     """Count what a network is made of.
 
     Args:
@@ -96,7 +96,7 @@ def weigh(network: nn.Module, examples: Tensor | None) -> Weight:
         examples: A batch for it; without one the FLOPs are not counted.
     """
     parts = dict(network.named_modules())
-    return Weight(
+    return Footprint(
         parameters=sum(x.numel() for x in network.parameters()),
         flops=_flops(network, examples),
         bytes=sum(x.nbytes for x in network.state_dict().values() if isinstance(x, Tensor)),
