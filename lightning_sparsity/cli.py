@@ -6,16 +6,37 @@ import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_sparsity import callbacks, classifier, data, models, penalties, report, schedules
+from lightning_sparsity import (
+    callbacks,
+    checkpoint,
+    classifier,
+    data,
+    models,
+    penalties,
+    report,
+    schedules,
+    surgery,
+)
 from lightning_sparsity.callbacks import SparsityMonitor
 
 DEFAULT_RECIPE = "curves"
-NAMESPACES = (callbacks, classifier, data, models, penalties, schedules)
+BEYOND_YAML = {"short": ["--trainer.callbacks.lam=1e-3"]}
+"""What a recipe sets in a list that another one made: a file could only replace that list."""
+NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
+OPTIONS: dict[str, Any] = {
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "seed_everything_default": 0,
+    "parser_kwargs": {
+        "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit."
+    },
+}
 
 
 class SparsityCLI(LightningCLI):
@@ -54,31 +75,39 @@ def with_recipe(args: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If `--config` names neither a file nor a recipe.
     """
-    found = list(args)
-    given = False
-    for i, arg in enumerate(found):
-        flag, equals, value = arg.partition("=")
-        if flag not in ("--config", "-c"):
-            continue
-        given = True
-        if equals:
-            found[i] = f"{flag}={_recipe_file(value)}"
-        elif i + 1 < len(found):
-            found[i + 1] = _recipe_file(found[i + 1])
+    found, given = list[str](), False
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, name = arg.partition("=")
+        if flag in ("--config", "-c") and (equals or (name := next(rest, ""))):
+            found += _configuration(name)
+            given = True
+        else:
+            found.append(arg)
     runs = found and found[0] in ("fit", "validate", "test", "predict")
     if runs and not given and not {"-h", "--help"} & set(found):
-        found[1:1] = ["--config", str(recipes()[DEFAULT_RECIPE])]
+        found[1:1] = _configuration(DEFAULT_RECIPE)
     return found
 
 
-def _recipe_file(name: str) -> str:
+def _configuration(name: str) -> list[str]:
+    """The arguments for a file or a recipe."""
     if Path(name).is_file():
-        return name
+        return ["--config", name]
     if name in recipes():
-        return str(recipes()[name])
+        return ["--config", str(recipes()[name]), *BEYOND_YAML.get(name, [])]
     raise ValueError(
         f"There is neither a file nor a recipe {name!r}. Recipes: {', '.join(recipes())}."
     )
+
+
+def parsed(args: ArgsType) -> SparsityCLI:
+    """Trainer, module and data of a configuration, made but not run.
+
+    Args:
+        args: Arguments without a subcommand, or a configuration as nested dicts.
+    """
+    return SparsityCLI(**OPTIONS, args=args, run=False, save_config_callback=None)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -89,10 +118,15 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning 2.6 and torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
+    arguments = sys.argv[1:] if args is None else list(args)
     try:
+        if arguments[:1] == ["slim"]:
+            sys.argv[1:] = []  # which Lightning would take for arguments of its own
+            checkpoint.slim(arguments[1:], parsed)
+            return
         # In sys.argv rather than passed on: processes that a strategy starts read it there.
-        sys.argv[1:] = with_recipe(sys.argv[1:] if args is None else args)
-        SparsityCLI(subclass_mode_model=True, subclass_mode_data=True, seed_everything_default=0)
+        sys.argv[1:] = with_recipe(arguments)
+        SparsityCLI(**OPTIONS)
     except (ValueError, FileNotFoundError, TypeError) as error:
         if (ours := _ours(error)) is not None:
             raise SystemExit(f"lightning-sparsity: {ours}") from error

@@ -33,6 +33,7 @@ FLOORS = {
     "classifier": LIGHTNING,
     "report": ROOF,
     "recipes": ROOF,
+    "checkpoint": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }

@@ -6,11 +6,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
 
 __all__ = ["draw"]
 
-DENSE, SPARSE = "#9aa5b1", "#d1495b"
+DENSE, SPARSE, SLIM = "#9aa5b1", "#d1495b", "#30638e"
+MOST_NAMES = 24
 
 
 def draw(run: Summary, path: Path) -> None:
@@ -20,22 +22,31 @@ def draw(run: Summary, path: Path) -> None:
         run: What `summarize` found.
         path: The file; its ending chooses the format.
     """
-    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=120)
-    objective, sparsity, weights = figure.subplots(1, 3)
-    steps = [point["step"] for point in run.history]
-    _over_time(objective, steps, [point.get("objective", float("nan")) for point in run.history])
+    panels = 3 if run.slim is None else 4
+    figure = Figure(figsize=(13 * panels / 3, 3.8), layout="constrained", dpi=120)
+    objective, sparsity, weights, *rest = figure.subplots(1, panels)
+    _over_time(objective, run, "objective")
     objective.set(title="Objective", ylabel=r"$f(w) + \lambda r(u) + \frac{\beta}{2} \|w-u\|^2$")
-    _over_time(sparsity, steps, [100 * point.get("sparsity", 0.0) for point in run.history])
+    _over_time(sparsity, run, "sparsity", scale=100)
     sparsity.set(title="Sparsity of the split weights", ylabel="exactly zero [%]", ylim=(-2, 102))
     _histogram(weights, run)
+    if run.slim is not None:
+        _channels(rest[0], run.slim)
     figure.savefig(path)
 
 
-def _over_time(axes: Axes, steps: list[float], values: list[float]) -> None:
-    axes.plot(steps, values, color=SPARSE, linewidth=1.4)
+def _over_time(axes: Axes, run: Summary, name: str, scale: float = 1.0) -> None:
+    """The figure of that name, and those of further callbacks, which have a number behind it."""
+    names = {key for point in run.history for key in point if key.rstrip("_0123456789") == name}
+    steps = [point["step"] for point in run.history]
+    for key, color in zip(sorted(names), (SPARSE, SLIM, DENSE), strict=False):
+        values = [scale * point.get(key, float("nan")) for point in run.history]
+        axes.plot(steps, values, color=color, linewidth=1.4, label=key)
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.25)
-    if not steps:
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    if not names:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
 
 
@@ -59,4 +70,21 @@ def _histogram(axes: Axes, run: Summary) -> None:
         axes.stairs(counts.tolist(), edges.tolist(), fill=True, alpha=0.7, color=color, label=label)
     axes.set(title=f"Weights of {name}", xlabel="value", ylabel="count", yscale="log")
     axes.set_ylim(0.5, 20 * tallest)  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+
+
+def _channels(axes: Axes, slim: Slim) -> None:
+    """How many channels of each BatchNorm layer are left."""
+    before = slim.before.channels
+    after = [slim.after.channels.get(name, 0) for name in before]
+    places = list(range(len(before)))
+    dense, left = sum(before.values()), sum(after)
+    axes.bar(places, list(before.values()), 1, color=DENSE, alpha=0.5, label=f"dense ({dense:,})")
+    axes.bar(places, after, 1, color=SLIM, label=f"slim ({left:,})")
+    axes.set(title="Channels of BatchNorm layers", ylabel="channels")
+    axes.set_ylim(0, 1.2 * max(before.values()))  # room for the legend
+    if len(before) <= MOST_NAMES:
+        axes.set_xticks(places, list(before), rotation=30, ha="right", fontsize=8)
+    else:
+        axes.set_xlabel("layer")
     axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)

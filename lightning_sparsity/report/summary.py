@@ -1,16 +1,22 @@
 """The figures of one run: its best checkpoint, dense and sparse, measured side by side."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_sparsity.callbacks import RelaxedVariableSplitting, SparsityMonitor
+from lightning_sparsity.callbacks import (
+    NetworkSlimming,
+    RelaxedVariableSplitting,
+    SparsityMonitor,
+)
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
+from lightning_sparsity.report.slim import Slim, measure
 
 __all__ = ["Layer", "Size", "Summary", "summarize"]
 
@@ -18,17 +24,19 @@ __all__ = ["Layer", "Size", "Summary", "summarize"]
 @final
 @dataclass(frozen=True)
 class Size:
-    """How many parameters a network has and how many are not exactly zero, dense and sparse.
+    """How large a network is, dense and sparse.
 
     Args:
         parameters: All parameters.
         dense: Parameters of the dense network that are not zero.
         sparse: Parameters of the sparse network that are not zero.
+        work: FLOPs of the sparse network for one example, or None where they could not be counted.
     """
 
     parameters: int
     dense: int
     sparse: int
+    work: FlopCount | None
 
 
 @final
@@ -52,15 +60,17 @@ class Layer:
 class Summary:
     """One run, dense (the weights w that learned) against sparse (their copy u, which ships).
 
+    After a cut there is a third side, the slim network, and sparse is what it was before the cut.
+
     Args:
         checkpoint: File that both come from; empty for the network in memory.
         split: `"test"` or, where there is no test data, `"validation"`.
         metrics: Metrics by name, each dense and sparse.
         layers: Convolutions and linear layers of the sparse network.
-        size: Parameters and non-zero parameters.
-        work: FLOPs of the sparse network for one example, or None where they could not be counted.
+        size: Parameters, non-zero parameters and FLOPs.
         history: What the monitor measured over the run.
         weights: The split weights, dense and sparse, by name.
+        slim: The network after the cut of `NetworkSlimming`, if there was one.
     """
 
     checkpoint: str
@@ -68,18 +78,19 @@ class Summary:
     metrics: Mapping[str, tuple[float, float]]
     layers: tuple[Layer, ...]
     size: Size
-    work: FlopCount | None
     history: tuple[Mapping[str, float], ...]
     weights: Mapping[str, tuple[Tensor, Tensor]]
+    slim: Slim | None = None
 
 
 def summarize(
     trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule | None
 ) -> Summary | None:
-    """Evaluate the best checkpoint of a finished fit, dense and sparse; `module` ends up sparse.
+    """Evaluate what a finished fit made: dense, sparse and, after a cut, slim.
 
-    The best checkpoint is the one that the `ModelCheckpoint` of the trainer chose on validation;
-    the test data is used here and nowhere before.
+    Dense and sparse are the two sides of the best checkpoint, the one that the `ModelCheckpoint` of
+    the trainer chose on validation. Slim is the network in the module. The test data is used here
+    and nowhere before. Afterwards `module` is slim or, without a cut, sparse.
 
     Args:
         trainer: The trainer, after `fit`.
@@ -91,12 +102,79 @@ def summarize(
     """
     if not any(isinstance(part, LAYERS) for part in module.modules()):
         return None
-    path, sparse, dense = _states(trainer, module)
-    split, before = _evaluate(trainer, module, data, {**sparse, **dense})
+    best = _best(trainer)
+    slimming = _cut_by(trainer, module, best)
+    if slimming is None:
+        return _both_sides(trainer, module, data, best)
+    with slimming.uncut(module), _brought_back(module):
+        run = _both_sides(trainer, module, data, best)
+    _, metrics = _evaluate(trainer, module, data)
+    behind = trainer.global_step - best.step if best.path else 0
+    examples = _example(trainer)
+    slim = measure(trainer, module, slimming, examples, metrics=metrics, behind=behind)
+    return replace(run, slim=slim)
+
+
+State = dict[str, Tensor]
+
+
+class _Best(NamedTuple):
+    """The best checkpoint; without one, nothing."""
+
+    path: str = ""
+    step: int = 0
+    sparse: State = {}  # noqa: RUF012 - never changed
+    dense: State = {}  # noqa: RUF012
+
+
+def _best(trainer: pl.Trainer) -> _Best:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path:
+        return _Best()
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    dense: State = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RelaxedVariableSplitting | NetworkSlimming):
+            dense |= content.get("callbacks", {}).get(callback.state_key, {}).get("weights", {})
+    return _Best(str(path), content["global_step"], content["state_dict"], dense)
+
+
+def _cut_by(trainer: pl.Trainer, module: pl.LightningModule, best: _Best) -> NetworkSlimming | None:
+    """The callback that cut the module in this fit; none if the fit began with a slim network."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, NetworkSlimming) and callback.is_over(module):
+            slim = {name: x.shape for name, x in module.state_dict().items()}
+            tuned = {name: x.shape for name, x in best.sparse.items()} == slim
+            return None if tuned else callback
+    return None
+
+
+@contextmanager
+def _brought_back(module: pl.LightningModule) -> Iterator[None]:
+    """Afterwards the module has the weights again that it has now."""
+    state = {name: x.clone() for name, x in module.state_dict().items()}
+    try:
+        yield
+    finally:
+        module.load_state_dict(state)
+
+
+def _both_sides(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule | None,
+    best: _Best,
+) -> Summary:
+    """Dense and sparse; the module ends up sparse."""
+    sparse = best.sparse or {name: x.clone() for name, x in module.state_dict().items()}
+    module.load_state_dict({**sparse, **best.dense})
+    split, before = _evaluate(trainer, module, data)
     nonzero = _nonzero(module)
-    _, after = _evaluate(trainer, module, data, sparse)
+    module.load_state_dict(sparse)
+    _, after = _evaluate(trainer, module, data)
+    parameters = sum(p.numel() for p in module.parameters())
     return Summary(
-        checkpoint=path,
+        checkpoint=best.path,
         split=split,
         metrics={name: (before[name], after[name]) for name in after},
         layers=tuple(
@@ -104,36 +182,15 @@ def summarize(
             for name, part in module.named_modules()
             if isinstance(part, LAYERS)
         ),
-        size=Size(sum(p.numel() for p in module.parameters()), nonzero, _nonzero(module)),
-        work=_work(module, trainer),
+        size=Size(parameters, nonzero, _nonzero(module), _work(module, _example(trainer))),
         history=tuple(_history(trainer)),
-        weights={name: (w.cpu(), sparse[name].cpu()) for name, w in dense.items()},
+        weights={name: (w.cpu(), sparse[name].cpu()) for name, w in best.dense.items()},
     )
 
 
-State = dict[str, Tensor]
-
-
-def _states(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[str, State, State]:
-    """The file, the sparse state and the dense weights of the best checkpoint, or of memory."""
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not best:
-        return "", {name: value.clone() for name, value in module.state_dict().items()}, {}
-    content: dict[str, Any] = torch.load(best, map_location="cpu", weights_only=True)
-    dense: State = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RelaxedVariableSplitting):
-            dense |= content.get("callbacks", {}).get(callback.state_key, {}).get("weights", {})
-    return str(best), content["state_dict"], dense
-
-
 def _evaluate(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    data: pl.LightningDataModule | None,
-    state: State,
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule | None
 ) -> tuple[str, dict[str, float]]:
-    module.load_state_dict(state)
     if is_overridden("test_step", module) and (
         data is None or is_overridden("test_dataloader", data, pl.LightningDataModule)
     ):
@@ -147,13 +204,20 @@ def _nonzero(module: pl.LightningModule) -> int:
     return sum(int(p.count_nonzero()) for p in module.parameters())
 
 
-def _work(module: pl.LightningModule, trainer: pl.Trainer) -> FlopCount | None:
-    """FLOPs for the first example of an evaluation batch, if the module takes one tensor."""
-    loaders = trainer.test_dataloaders or trainer.val_dataloaders
+def _example(trainer: pl.Trainer) -> Tensor | None:
+    """The first tensor of an evaluation batch, on the CPU."""
     try:
-        batch = next(iter(loaders))  # type: ignore[arg-type]
-        example = batch[0] if isinstance(batch, tuple | list) else batch
-        return flops(module.cpu(), example[:1].cpu())
+        batch = next(iter(trainer.test_dataloaders or trainer.val_dataloaders))  # type: ignore[arg-type]
+        example: Tensor = (batch[0] if isinstance(batch, tuple | list) else batch).cpu()
+        return example
+    except Exception:  # data of the user's may be anything; the table then does without
+        return None
+
+
+def _work(module: pl.LightningModule, examples: Tensor | None) -> FlopCount | None:
+    """FLOPs for one example, if the module takes one tensor."""
+    try:
+        return None if examples is None else flops(module.cpu(), examples[:1])
     except Exception:  # a module of the user's may take anything; the table then shows no FLOPs
         return None
 

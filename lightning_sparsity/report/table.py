@@ -1,17 +1,22 @@
 """A run as a table on the screen and as files in its folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lightning_sparsity.report.picture import draw
+from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
 
-__all__ = ["print_table", "save", "say"]
+__all__ = ["print_cut", "print_table", "save", "say"]
+
+MOST_LAYERS = 12
+WIDTH = 160  # at most: also where the output is no terminal, and long names need room
 
 
 def say(line: str) -> None:
@@ -20,24 +25,44 @@ def say(line: str) -> None:
 
 
 def print_table(run: Summary) -> None:
-    """Print the run, dense against sparse, and the sparsity of each layer.
+    """Print the run, side by side, and its largest layers.
 
     Args:
         run: What `summarize` found.
     """
-    table = Table(
-        title="Dense (w, which learned) and sparse (u, which ships)", title_justify="left"
-    )
+    slim = run.slim
+    table = Table(title=_title(run), title_justify="left")
     table.add_column("")
-    for column in ("dense", "sparse", "exactly zero"):
+    for column in ("dense", "sparse", "exactly zero", *(("slim", "saved") if slim else ())):
         table.add_column(column, justify="right")
-    for name, dense, sparse, share in _lines(run):
-        table.add_row(name, dense, sparse, share)
-    Console(soft_wrap=True, highlight=False).print(table)
-    say(
-        "One FLOP is one multiply-add. The sparse count leaves out products with zero; "
-        "dense kernels do not, so the time stays the same."
-    )
+    for line in [*_lines(run), *_layers(run)]:
+        table.add_row(*(line if slim else line[:4]))
+    Console(soft_wrap=True, highlight=False, width=WIDTH).print(table)
+    for note in _notes(run):
+        say(note)
+
+
+def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, float]]) -> None:
+    """Print what a cut came to.
+
+    Args:
+        figures: What `report.json` of the cut holds.
+        metrics: Metrics of the validation split by name, before and after.
+    """
+    table = Table(title="The network before and after the cut", title_justify="left")
+    table.add_column("")
+    for column in ("dense", "slim", "saved"):
+        table.add_column(column, justify="right")
+    for name, (before, after) in metrics.items():
+        table.add_row(f"{name} (validation split)", _metric(name, before), _metric(name, after))
+    rows = {"BatchNorm channels": "channels", "parameters": "parameters", "FLOPs": "flops"}
+    for label, name in rows.items():
+        if figures[name] is not None:
+            before, after = figures[name]["dense"], figures[name]["slim"]
+            table.add_row(label, f"{before:,}", f"{after:,}", _saved(before, after))
+    Console(soft_wrap=True, highlight=False, width=WIDTH).print(table)
+    say("One FLOP is one multiply-add.")
+    say(_proof(figures["proof"]))
 
 
 def save(run: Summary, folder: Path) -> Iterator[Path]:
@@ -61,26 +86,109 @@ def save(run: Summary, folder: Path) -> Iterator[Path]:
         yield Path(run.checkpoint)
 
 
-def _lines(run: Summary) -> Iterator[tuple[str, str, str, str]]:
+Line = tuple[str, str, str, str, str, str]
+
+
+def _title(run: Summary) -> str:
+    if run.slim is None:
+        return "Dense (w, which learned) and sparse (u, which ships)"
+    title = "Dense (w, which learned), sparse (u, before the cut) and slim (which ships)"
+    if run.slim.behind:
+        title += (
+            "\nDense and sparse are the best checkpoint; the slim network was cut at the end of "
+            f"training, {run.slim.behind:,} steps later"
+        )
+    return title
+
+
+def _notes(run: Summary) -> Iterator[str]:
+    """What the reader has to know to read the table right."""
+    if run.slim is None:
+        yield (
+            "One FLOP is one multiply-add. The sparse count leaves out products with zero; "
+            "dense kernels do not, so the time stays the same."
+        )
+        return
+    yield (
+        "One FLOP is one multiply-add. The sparse count leaves out products with zero, which "
+        "dense kernels do not; the slim network does not have them."
+    )
+    yield _proof(run.slim.proof)
+    for n, (before, after) in run.slim.latency.items():
+        yield (
+            f"Latency at batch {n}: median of {after.runs} runs in turn; the middle half took "
+            f"{before.low:.2f} to {before.high:.2f} ms dense, {after.low:.2f} to {after.high:.2f} "
+            "ms slim."
+        )
+
+
+def _proof(difference: float) -> str:
+    return (
+        "Proof: the slim network computes what the one before the cut computes with the scales "
+        f"that went at zero; largest relative difference {difference:.1e}."
+    )
+
+
+def _lines(run: Summary) -> Iterator[Line]:
+    """The rows on the whole network."""
+    slim = run.slim
     for name, (dense, sparse) in run.metrics.items():
-        as_share = name.endswith("acc")
-        before, after = (f"{x:.2%}" if as_share else f"{x:.4f}" for x in (dense, sparse))
-        yield f"{name} ({run.split} split)", before, after, ""
-    total, size = run.size.parameters, run.size
-    yield "parameters", f"{total:,}", f"{total:,}", ""
-    yield "non-zero", f"{size.dense:,}", f"{size.sparse:,}", f"{1 - size.sparse / total:.2%}"
-    if run.work is not None:
-        skipped = 1 - run.work.effective / run.work.total
-        yield "FLOPs", f"{run.work.total:,}", f"{run.work.effective:,}", f"{skipped:.2%}"
+        given = (dense, sparse, slim.metrics[name] if slim else 0.0)
+        before, after, cut = (_metric(name, x) for x in given)
+        yield f"{name} ({run.split} split)", before, after, "", cut, ""
+    total, size, work = run.size.parameters, run.size, run.size.work
+    left = slim.after.parameters if slim else 0
+    yield "parameters", f"{total:,}", f"{total:,}", "", f"{left:,}", _saved(total, left)
+    zero = f"{1 - size.sparse / total:.2%}"
+    yield "non-zero", f"{size.dense:,}", f"{size.sparse:,}", zero, "", ""
+    if work is not None:
+        left = (slim.after.flops or 0) if slim else 0
+        counts = (f"{work.total:,}", f"{work.effective:,}", _saved(work.total, work.effective))
+        yield "FLOPs", *counts, f"{left:,}", _saved(work.total, left)
+    if slim is not None:
+        yield from _slim_lines(slim)
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.endswith("acc") else f"{value:.4f}"
+
+
+def _slim_lines(slim: Slim) -> Iterator[Line]:
+    channels = sum(slim.before.channels.values()), sum(slim.after.channels.values())
+    yield _line("BatchNorm channels", channels, "{:,}")
+    yield _line("bytes", (slim.before.bytes, slim.after.bytes), "{:,}")
+    for n, (before, after) in slim.latency.items():
+        yield _line(f"ms per batch of {n}", (before.median, after.median), "{:.2f}", digits=0)
+
+
+def _line(name: str, values: tuple[float, float], form: str, digits: int = 2) -> Line:
+    """A row on the dense and the slim network, which says nothing of the sparse one."""
+    dense, slim = (form.format(x) for x in values)
+    return name, dense, "", "", slim, _saved(*values, digits)
+
+
+def _saved(before: float, after: float, digits: int = 2) -> str:
+    return f"{1 - after / before:.{digits}%}"
+
+
+def _layers(run: Summary) -> Iterator[Line]:
+    """The rows on single layers: the largest ones, in the order of the network."""
+    largest = sorted(run.layers, key=lambda layer: layer.entries, reverse=True)[:MOST_LAYERS]
     for layer in run.layers:
-        share = 1 - layer.nonzero / layer.entries
-        yield f"  {layer.name}", f"{layer.entries:,}", f"{layer.nonzero:,}", f"{share:.2%}"
+        if layer in largest:
+            share = f"{1 - layer.nonzero / layer.entries:.2%}"
+            left = run.slim.after.layers.get(layer.name, 0) if run.slim else 0
+            counts = f"{layer.entries:,}", f"{layer.nonzero:,}"
+            yield f"  {layer.name}", *counts, share, f"{left:,}", _saved(layer.entries, left)
+    more = len(run.layers) - len(largest)
+    if more:
+        yield f"  … and {more} smaller layers", "", "", "", "", ""
 
 
 def _figures(run: Summary) -> dict[str, object]:
     """The run in plain numbers, for other programs."""
-    work = run.work
-    return {
+    work = run.size.work
+    figures = {
         "checkpoint": run.checkpoint,
         "split": run.split,
         "metrics": {name: {"dense": d, "sparse": s} for name, (d, s) in run.metrics.items()},
@@ -90,3 +198,4 @@ def _figures(run: Summary) -> dict[str, object]:
         "layers": [asdict(layer) for layer in run.layers],
         "history": list(run.history),
     }
+    return figures if run.slim is None else {**figures, "slim": asdict(run.slim)}

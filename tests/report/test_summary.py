@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor, report
 from lightning_sparsity.penalties import L0, L1
-from lightning_sparsity.report.summary import _states
+from lightning_sparsity.report.summary import _best
 
 
 class Module(pl.LightningModule):
@@ -108,8 +108,8 @@ def test_counts_match_those_by_hand(fit: Fit) -> None:
         "net.1": (128, kept),
         "net.3": (16, 16),
     }
-    assert run.work is not None
-    assert (run.work.total, run.work.effective) == (128 + 16, kept + 16)
+    assert run.size.work is not None
+    assert (run.size.work.total, run.size.work.effective) == (128 + 16, kept + 16)
 
 
 def test_a_run_without_checkpoints_or_splitting_is_summarised_from_memory(fit: Fit) -> None:
@@ -123,9 +123,8 @@ def test_a_run_without_checkpoints_or_splitting_is_summarised_from_memory(fit: F
 
 def test_two_splittings_are_both_found(fit: Fit) -> None:
     other = RelaxedVariableSplitting(L0(), lam=1e-3, beta=0.1, select="net.3")
-    trainer, module, _ = fit(splitting(), other)
-    _, _, dense = _states(trainer, module)
-    assert set(dense) == {"net.1.weight", "net.3.weight"}
+    trainer, _, _ = fit(splitting(), other)
+    assert set(_best(trainer).dense) == {"net.1.weight", "net.3.weight"}
 
 
 def test_the_files_say_what_the_table_says(
@@ -140,4 +139,4 @@ def test_the_files_say_what_the_table_says(
     assert f"{figures['nonzero']['sparse']:,}" in shown
     assert "val_loss (validation split)" in shown
     assert files["summary.png"].read_bytes().startswith(b"\x89PNG")
-    assert figures["flops"] == {"dense": run.work.total, "sparse": run.work.effective}  # type: ignore[union-attr]
+    assert figures["flops"] == {"dense": run.size.work.total, "sparse": run.size.work.effective}  # type: ignore[union-attr]

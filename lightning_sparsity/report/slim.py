@@ -1,0 +1,138 @@
+"""The figures of a cut: the network before it and the slim one, measured side by side."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_sparsity.callbacks import NetworkSlimming
+from lightning_sparsity.metrics.flops import LAYERS, flops
+from lightning_sparsity.report.latency import Timing, compare
+
+__all__ = ["Footprint", "Slim", "footprint", "measure"]
+
+BATCHES = (1, 64)
+
+
+@final
+@dataclass(frozen=True)
+class Footprint:
+    """What a network takes.
+
+    Args:
+        parameters: Its parameters.
+        flops: FLOPs for one example, or None where they could not be counted.
+        bytes: Bytes of its parameters and buffers.
+        channels: Channels of each BatchNorm layer.
+        layers: Entries of the weight of each convolution and linear layer.
+    """
+
+    parameters: int
+    flops: int | None
+    bytes: int
+    channels: Mapping[str, int]
+    layers: Mapping[str, int]
+
+
+@final
+@dataclass(frozen=True)
+class Slim:
+    """The slim network, which the module holds, against the one that it was cut from.
+
+    Args:
+        metrics: Its metrics by name.
+        behind: Optimizer steps that training went on for after the checkpoint of the other sides.
+        before: What the network took before the cut.
+        after: What the slim one takes.
+        latency: Time per batch before and after, by the number of examples.
+        proof: Relative difference between the outputs of the slim network and those of the one
+            before the cut with the scales of the cut channels at zero.
+    """
+
+    metrics: Mapping[str, float]
+    behind: int
+    before: Footprint
+    after: Footprint
+    latency: Mapping[int, tuple[Timing, Timing]]
+    proof: float
+
+
+def measure(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    slimming: NetworkSlimming,
+    examples: Tensor | None,
+    *,
+    metrics: Mapping[str, float],
+    behind: int,
+) -> Slim:
+    """Compare the network before the cut with the slim one.
+
+    Args:
+        trainer: The trainer, after `fit`.
+        module: What it trained; it holds the slim network.
+        slimming: The callback that cut it.
+        examples: A batch that the module can be called with, if there is one.
+        metrics: Metrics of the slim network.
+        behind: Optimizer steps between the best checkpoint and the cut.
+    """
+    with slimming.uncut(module):
+        before = footprint(module, examples)
+    after = footprint(module, examples)
+    record = json.loads(slimming.state_dict()["cut"]["plan"])
+    times = {} if examples is None else _times(trainer, module, slimming, examples)
+    return Slim(dict(metrics), behind, before, after, times, record["proof"])
+
+
+def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
+    """Count what a network is made of.
+
+    Args:
+        network: The network.
+        examples: A batch for it; without one the FLOPs are not counted.
+    """
+    parts = dict(network.named_modules())
+    return Footprint(
+        parameters=sum(x.numel() for x in network.parameters()),
+        flops=_flops(network, examples),
+        bytes=sum(x.nbytes for x in network.state_dict().values() if isinstance(x, Tensor)),
+        channels={
+            name: part.num_features
+            for name, part in parts.items()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        },
+        layers={
+            name: part.weight.numel() for name, part in parts.items() if isinstance(part, LAYERS)
+        },
+    )
+
+
+def _flops(network: nn.Module, examples: Tensor | None) -> int | None:
+    try:
+        return None if examples is None else flops(network.cpu(), examples[:1]).total
+    except Exception:  # a module of the user's may take anything; the table then shows no FLOPs
+        return None
+
+
+def _times(
+    trainer: pl.Trainer, module: pl.LightningModule, slimming: NetworkSlimming, examples: Tensor
+) -> dict[int, tuple[Timing, Timing]]:
+    """The latencies on the device of the trainer, if the module takes one tensor."""
+    device = trainer.strategy.root_device
+    times = {}
+    try:
+        with slimming.uncut(module):
+            module.to(device)
+        module.to(device)
+        for n in BATCHES:
+            batch = examples[torch.arange(n) % len(examples)].to(device)
+            times[n] = compare(module, lambda: slimming.uncut(module), batch)
+    except Exception:  # as above: the table then shows no times
+        return {}
+    finally:
+        module.cpu()
+    return times
