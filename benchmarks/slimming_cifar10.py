@@ -125,16 +125,28 @@ def train(args: argparse.Namespace, arm: str) -> None:
     keep = ModelCheckpoint(folder, "sparse", save_weights_only=True, enable_version_counter=False)
     module = ImageClassifier(network, channels_last=True, **cosine(args.epochs, 0.1))
     fit(module, args.epochs, args.root, slimming, keep)
+    evaluate(args, folder)
+    tune(args, folder.name)
+
+
+def evaluate(args: argparse.Namespace, folder: Path) -> None:
+    """Validation accuracy before the cut and right after it."""
     sparse = trained(folder)
     figures = {"sparse": accuracy(sparse, args.root, "val"), **curve(sparse, args.root, "val")}
-    figures["cut"] = accuracy(module.model, args.root, "val")
-    print(arm, json.dumps(figures), flush=True)
-    tuned = ImageClassifier(module.model, channels_last=True, **cosine(args.tune_epochs, 0.02))
-    fit(tuned, args.tune_epochs, args.root)
-    figures["tuned"] = accuracy(tuned.model, args.root, "val")
-    torch.save(tuned.model.state_dict(), folder / "tuned.pt")
+    figures["cut"] = accuracy(surgery.load(ResNet20(), folder / "slim"), args.root, "val")
+    print(folder.name, json.dumps(figures), flush=True)
     (folder / "val.json").write_text(json.dumps(figures, indent=2))
-    print(arm, json.dumps(figures), flush=True)
+
+
+def tune(args: argparse.Namespace, arm: str) -> None:
+    """Fine-tuning of the slim network of one arm; validation accuracy."""
+    folder = args.folder / arm
+    pl.seed_everything(args.seed + 2)
+    small = surgery.load(ResNet20(), folder / "slim")
+    tuned = ImageClassifier(small, channels_last=True, **cosine(args.tune_epochs, 0.02))
+    fit(tuned, args.tune_epochs, args.root)
+    torch.save(small.state_dict(), folder / "tuned.pt")
+    print(arm, "tuned", accuracy(small, args.root, "val"), flush=True)
 
 
 def curve(sparse: nn.Module, root: str, split: str) -> dict[str, dict[str, float]]:
@@ -189,7 +201,7 @@ def test(args: argparse.Namespace, arm: str) -> None:
     print(arm, json.dumps(figures), flush=True)
 
 
-STAGES = {"train": train, "equal-flops": equal_flops, "test": test}
+STAGES = {"train": train, "tune": tune, "equal-flops": equal_flops, "test": test}
 
 
 def main() -> None:
