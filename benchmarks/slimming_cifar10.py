@@ -125,16 +125,17 @@ def train(args: argparse.Namespace, arm: str) -> None:
     keep = ModelCheckpoint(folder, "sparse", save_weights_only=True, enable_version_counter=False)
     module = ImageClassifier(network, channels_last=True, **cosine(args.epochs, 0.1))
     fit(module, args.epochs, args.root, slimming, keep)
-    evaluate(args, folder)
+    evaluate(args, folder.name)
     tune(args, folder.name)
 
 
-def evaluate(args: argparse.Namespace, folder: Path) -> None:
+def evaluate(args: argparse.Namespace, arm: str) -> None:
     """Validation accuracy before the cut and right after it."""
+    folder = args.folder / arm
     sparse = trained(folder)
     figures = {"sparse": accuracy(sparse, args.root, "val"), **curve(sparse, args.root, "val")}
     figures["cut"] = accuracy(surgery.load(ResNet20(), folder / "slim"), args.root, "val")
-    print(folder.name, json.dumps(figures), flush=True)
+    print(arm, json.dumps(figures), flush=True)
     (folder / "val.json").write_text(json.dumps(figures, indent=2))
 
 
@@ -201,7 +202,13 @@ def test(args: argparse.Namespace, arm: str) -> None:
     print(arm, json.dumps(figures), flush=True)
 
 
-STAGES = {"train": train, "tune": tune, "equal-flops": equal_flops, "test": test}
+STAGES = {
+    "train": train,
+    "evaluate": evaluate,
+    "tune": tune,
+    "equal-flops": equal_flops,
+    "test": test,
+}
 
 
 def main() -> None:
