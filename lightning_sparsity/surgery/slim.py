@@ -222,11 +222,11 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def own_tensors(small: nn.Module, model: nn.Module) -> None:
-    """Give the slim model its own tensors, in the model's dtypes."""
+    """Give the slim model its own tensors, in the model's dtypes and memory layouts."""
     originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
-    named = [*model.named_parameters(remove_duplicate=False)]
-    named_buffers = model.named_buffers(remove_duplicate=False)
-    dtypes = {name: x.dtype for name, x in [*named, *named_buffers]}
+    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    named.update(model.named_parameters(remove_duplicate=False))
+    dtypes = {name: x.dtype for name, x in named.items()}
     memo: dict[int, Any] = {}
     for module_name, module in small.named_modules():
         for name, x in [
@@ -239,7 +239,17 @@ def own_tensors(small: nn.Module, model: nn.Module) -> None:
                 own.data = own.data.to(
                     dtypes.get(full_name) or dtypes[_neighbour(full_name, dtypes)]
                 )
+            own.data = own.data.contiguous(memory_format=_layout(named.get(full_name, own)))
             setattr(module, name, own)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """With the channels innermost, if that is how a tensor lies in memory."""
+    if not x.is_contiguous():
+        for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+            if x.dim() == dims and x.is_contiguous(memory_format=layout):
+                return layout
+    return torch.contiguous_format
 
 
 def _neighbour(name: str, dtypes: dict[str, torch.dtype]) -> str:

@@ -73,9 +73,10 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         raise _damaged(folder / PLAN, "aliases and tensors have to be tables")
     _check_tensors(small, record, folder / PLAN)
     loaded = _read_weights(folder / WEIGHTS, record)
-    devices = {name: x.device for name, x in _tensors(small).items()}
+    own = _tensors(small)  # whose devices and memory layouts stay
     state = {name: loaded[record["aliases"].get(name, name)] for name in record["tensors"]}
-    small.load_state_dict({name: x.to(devices[name]) for name, x in state.items()}, assign=True)
+    placed = {n: torch.empty_like(own[n], dtype=x.dtype).copy_(x) for n, x in state.items()}
+    small.load_state_dict(placed, assign=True)
     _tie(small, record["aliases"], model)
     return small
 

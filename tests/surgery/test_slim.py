@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -495,6 +496,18 @@ def test_what_the_model_was_it_stays(dtype: torch.dtype, randomise: Any, draw_de
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     shared = {x.data_ptr() for x in model.state_dict().values()} - {0}
     assert not shared & {x.data_ptr() for x in small.state_dict().values()}
+
+
+def test_channels_stay_innermost_in_memory(tmp_path: Path, randomise: Any, draw_dead: Any) -> None:
+    model = randomise(Residual()).to(memory_format=torch.channels_last)
+    flow = surgery.trace(model, torch.randn(2, 3, 8, 8).double())
+    plan = flow.plan(draw_dead(flow, 0.4))
+    small = surgery.slim(model, plan)
+    surgery.save(small, plan, tmp_path)
+    for network in (small, surgery.load(model, tmp_path)):
+        weights = [w for w in network.parameters() if w.dim() == 4]
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+        assert not all(w.is_contiguous() for w in weights)
 
 
 def test_float32_agrees_to_rounding(randomise: Any, draw_dead: Any) -> None:
