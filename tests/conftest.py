@@ -1,5 +1,8 @@
 """Tiny things to train, and the same training written out by hand."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lightning_sparsity
 from lightning_sparsity.data import TensorLoader
 from lightning_sparsity.penalties import Penalty
 
@@ -203,3 +207,45 @@ def trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
         return pl.Trainer(callbacks=[*callbacks], **{**quiet, **options})
 
     return make
+
+
+@pytest.fixture
+def in_two_processes(tmp_path: Path) -> Callable[[str], list[Any]]:
+    """Runs a script that saves `rank0.pt`, `rank1.pt` and `alone.pt` into its first argument.
+
+    In the script `tiny` is this module.
+    """
+
+    def run(source: str) -> list[Any]:
+        script = tmp_path / "train.py"
+        script.write_text(LOAD_TINY + source)
+        package = str(Path(lightning_sparsity.__file__).parent.parent)
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), __file__],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return [torch.load(tmp_path / f"{name}.pt") for name in ("rank0", "rank1", "alone")]
+
+    return run
+
+
+LOAD_TINY = """
+import importlib.util, sys, torch
+import lightning.pytorch as pl
+from lightning_sparsity.data import TensorLoader
+
+torch.set_num_threads(1)
+folder, conftest = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("tiny", conftest)
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+def shared_data(trainer):
+    whole = tiny.tiny_data()
+    return TensorLoader(whole.images, whole.labels, 4 // trainer.world_size, shuffle=True,
+                        rank=trainer.global_rank, world_size=trainer.world_size)
+"""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from lightning_sparsity.selection import Selected
 
@@ -103,3 +104,29 @@ class Copies:
 
     def _note_loaded(self, module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401
         self.final = True
+
+
+class SplitCallback(Callback):
+    """A callback that splits weights: what is evaluated is the sparse copy."""
+
+    _copies: Copies
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Bring `w` back if an evaluation was interrupted."""
+        self._copies.restore()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the module hold `u`."""
+        self._copies.hold()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring `w` back, bit for bit."""
+        self._copies.restore()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end

@@ -69,10 +69,10 @@ class Cutting:
 
     def is_over(self, pl_module: pl.LightningModule) -> bool:
         """Whether the module's network is the slim one already."""
-        if self.record is None:
+        network = dict(pl_module.named_modules()).get(self.path)
+        if self.record is None or network is None:
             return False
-        signature = signature_of(pl_module.get_submodule(self.path))
-        return bool(signature != self.record["signature"])
+        return bool(signature_of(network) != self.record["signature"])
 
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Look at the batches of a training that ends in a cut."""

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -18,7 +17,7 @@ from typing_extensions import override
 
 from lightning_sparsity import slimming
 from lightning_sparsity.callbacks.conditions import check_end, check_order, progress, strengths
-from lightning_sparsity.callbacks.copies import Copies
+from lightning_sparsity.callbacks.copies import Copies, SplitCallback
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
 from lightning_sparsity.penalties import L1, Penalty
@@ -31,7 +30,7 @@ SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
 BETA = {"subgradient": 1.0, "splitting": 0.3, "proximal": 100.0}
 
 
-class NetworkSlimming(Callback):
+class NetworkSlimming(SplitCallback):
     r"""Train the scales of BatchNorm sparse, then cut their channels out of the network.
 
     $$ \min_{W, \gamma} \; f(W, \gamma) + \lambda\, r(\gamma) $$
@@ -251,26 +250,6 @@ class NetworkSlimming(Callback):
     def _settings(self) -> dict[str, str]:
         names = ("penalty", "lam", "update", "beta")
         return {name: str(getattr(self, name)) for name in names}
-
-    @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Bring the scales back if an evaluation was interrupted."""
-        self._copies.restore()
-
-    @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the module hold the copies, if there are any."""
-        self._copies.hold()
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the scales back, bit for bit."""
-        self._copies.restore()
-
-    on_test_start = on_predict_start = on_validation_start
-    on_test_end = on_predict_end = on_validation_end
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +20,7 @@ from lightning_sparsity.callbacks.conditions import (
     progress,
     strengths,
 )
-from lightning_sparsity.callbacks.copies import Copies
+from lightning_sparsity.callbacks.copies import Copies, SplitCallback
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
@@ -31,7 +30,7 @@ from lightning_sparsity.selection import Select, Selected, check_finite, select_
 _WORTH_COMPILING = 2e10
 
 
-class RelaxedVariableSplitting(Callback):
+class RelaxedVariableSplitting(SplitCallback):
     r"""Train weights sparse by splitting them: $w$ learns, its copy $u$ is sparse.
 
     $$ \min_{w, u} \; f(w) + \lambda\, r(u) + \tfrac{\beta}{2} \|w - u\|^2, \qquad u =
@@ -229,26 +228,6 @@ class RelaxedVariableSplitting(Callback):
     def settle(self) -> None:
         """Let the module hold the sparse copy for good; there is no way back to `w`."""
         self._copies.settle()
-
-    @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Bring `w` back if an evaluation was interrupted."""
-        self._copies.restore()
-
-    @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the module hold `u`."""
-        self._copies.hold()
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring `w` back, bit for bit."""
-        self._copies.restore()
-
-    on_test_start = on_predict_start = on_validation_start
-    on_test_end = on_predict_end = on_validation_end
 
     def _make_copies(self, weights: Sequence[Selected]) -> Iterator[Tensor]:
         assert self._step is not None

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import lightning_sparsity
 from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, SlimNetwork, surgery
 from lightning_sparsity.penalties import L0, L0Ball, TransformedL1
 from lightning_sparsity.surgery import Flops, Params
@@ -291,16 +287,8 @@ def test_a_slim_network_of_another_module_is_refused(
 
 
 DDP = """
-import importlib.util, json, sys, torch
-import lightning.pytorch as pl
 from lightning_sparsity import NetworkSlimming
-from lightning_sparsity.data import TensorLoader
 from lightning_sparsity.penalties import L0Ball
-
-folder, conftest = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("tiny", conftest)
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 class Net(tiny.TinyNet):
     def __init__(self):
@@ -317,11 +305,8 @@ class Net(tiny.TinyNet):
         return self
 
     def train_dataloader(self):
-        whole, t = tiny.tiny_data(), self.trainer
-        return TensorLoader(whole.images, whole.labels, 4 // t.world_size, shuffle=True,
-                            rank=t.global_rank, world_size=t.world_size)
+        return shared_data(self.trainer)
 
-torch.set_num_threads(1)
 def fit(name, **options):
     net = Net()
     ball = L0Ball(0.5, start=0, end=0.5)
@@ -343,20 +328,10 @@ if trainer.global_rank == 0:
 """
 
 
-def test_two_processes_end_with_one_slim_network_and_as_one_process_does(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    conftest = Path(__file__).parent.parent / "conftest.py"
-    package = str(Path(lightning_sparsity.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(conftest)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second, alone = (
-        torch.load(tmp_path / f"{name}.pt") for name in ("rank0", "rank1", "alone")
-    )
+def test_two_processes_end_with_one_slim_network_and_as_one_process_does(
+    tmp_path: Path, in_two_processes: Any
+) -> None:
+    first, second, alone = in_two_processes(DDP)
     for name, weight in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, rtol=1e-5, atol=1e-6)

@@ -1,11 +1,8 @@
 """Relaxed splitting in whole runs: evaluation, checkpoints, resuming, interruption, processes."""
 
 import copy
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor, nn
 
-import lightning_sparsity
 from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor
 from lightning_sparsity.penalties import L0, L1
 from lightning_sparsity.schedules import Growing, Warmup
@@ -330,28 +326,17 @@ def test_it_survives_copying_and_pickling_before_and_after_training(
 
 
 DDP = """
-import importlib.util, sys, torch
-import lightning.pytorch as pl
 from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor
-from lightning_sparsity.data import TensorLoader
 from lightning_sparsity.penalties import TransformedL1
-
-folder, conftest = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("tiny", conftest)
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 class Net(tiny.TinyNet):
     def train_dataloader(self):
-        whole, t = tiny.tiny_data(), self.trainer
-        return TensorLoader(whole.images, whole.labels, 4 // t.world_size, shuffle=True,
-                            rank=t.global_rank, world_size=t.world_size)
+        return shared_data(self.trainer)
 
 class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer, net, *_):
         self.dense = {n: p.detach().clone() for n, p in net.named_parameters()}
 
-torch.set_num_threads(1)
 def fit(**options):
     net, recorder = Net(), Recorder()
     split = RelaxedVariableSplitting(TransformedL1(1.0), 2e-3, 0.5)
@@ -372,22 +357,8 @@ if trainer.global_rank == 0:
 """
 
 
-PACKAGE = str(Path(lightning_sparsity.__file__).parent.parent)
-
-
-def test_two_processes_end_alike_and_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    conftest = Path(__file__).parent.parent / "conftest.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(conftest)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second, alone = (
-        torch.load(tmp_path / f"{name}.pt") for name in ("rank0", "rank1", "alone")
-    )
+def test_two_processes_end_alike_and_as_one_with_twice_the_batch(in_two_processes: Any) -> None:
+    first, second, alone = in_two_processes(DDP)
     for kind in ("dense", "final"):
         assert same(first[kind], second[kind])
     for name, weight in alone["dense"].items():
