@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from lightning_sparsity import surgery
-from lightning_sparsity.penalties import L0Ball, Penalty
+from lightning_sparsity.penalties import L0Ball, Penalty, TransformedL1
 from lightning_sparsity.splitting import Measurement
 from lightning_sparsity.surgery.running import call
 
@@ -40,6 +40,20 @@ __all__ = [
 
 Compensate = Literal["shift", "mean", "statistics"]
 Update = Literal["subgradient", "splitting", "proximal"]
+BETA = {"subgradient": 1.0, "splitting": 3.0, "proximal": 100.0}
+"""The coupling that each update has where none is given."""
+
+
+def default_penalty(amount: float | surgery.Budget) -> Penalty:
+    """The l0 ball of a share of channels; transformed l1 for budgets, whose share is not known."""
+    if isinstance(amount, surgery.Budget):
+        return L0Ball(amount.share) if isinstance(amount, surgery.Share) else TransformedL1(1.0)
+    return L0Ball(surgery.Share(amount).share)
+
+
+def default_update(penalty: Penalty) -> Update:
+    """What goes with a penalty."""
+    return "splitting" if isinstance(penalty, L0Ball) else "subgradient"
 
 
 def check(penalty: Penalty, update: str, *, coupled: bool) -> None:

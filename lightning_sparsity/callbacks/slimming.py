@@ -20,14 +20,13 @@ from lightning_sparsity.callbacks.conditions import check_end, check_order, prog
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
-from lightning_sparsity.penalties import L1, Penalty
+from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
 from lightning_sparsity.splitting import check_strengths
 from lightning_sparsity.surgery import Budget
 
 SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
-BETA = {"subgradient": 1.0, "splitting": 0.3, "proximal": 100.0}
 
 
 class NetworkSlimming(SplitCallback):
@@ -43,17 +42,19 @@ class NetworkSlimming(SplitCallback):
     the slim network with the same callback fine-tunes it, without penalty and without another cut.
 
     Args:
-        penalty: The penalty $r$ of all scales as one vector.
-        lam: Its weight $\lambda \ge 0$, a number or a schedule. `L0Ball` needs none.
+        penalty: The penalty $r$ of all scales as one vector. Default: `L0Ball` of the share that
+            `amount` names, without a weight to tune; `TransformedL1(1.0)` for other budgets.
+        lam: Its weight $\lambda \ge 0$, a number or a schedule. Any above 0 will do for `L0Ball`.
         amount: The share of all BatchNorm channels to cut, in (0, 1), or a budget: `Flops(keep)`,
             `Params(keep)`, `Threshold(at)`. Where at least this share of the scales is exactly zero
             after training, exactly those go.
         update: `"subgradient"` adds $\lambda r'(\gamma)$ to the gradient (the papers).
             `"splitting"` pulls the scales towards their sparse copy: relaxed variable splitting,
             with evaluations and checkpoints holding the copy. `"proximal"` takes a proximal step on
-            such a copy after the optimizer's step (proximal network slimming).
-        beta: The coupling $\beta > 0$ of scales and copies, a number or a schedule. Default: 0.3
-            for splitting, 100 for proximal.
+            such a copy after the optimizer's step (proximal network slimming). Default: splitting
+            for `L0Ball`, subgradient for others.
+        beta: The coupling $\beta > 0$ of scales and copies, a number or a schedule. Default: 3
+            for splitting, 100 for proximal. With SGD keep the learning rate times it below 1.
         gather: Whether layers may pick their inputs, so that every dead channel goes: see
             `ChannelFlow.plan`.
         compensate: What makes up for channels that are cut although their scale is not zero. Their
@@ -74,6 +75,7 @@ class NetworkSlimming(SplitCallback):
         from lightning_sparsity import NetworkSlimming
         from lightning_sparsity.penalties import TransformedL1
 
+        Trainer(callbacks=[NetworkSlimming(amount=0.5)])
         Trainer(callbacks=[NetworkSlimming(TransformedL1(1.0), lam=1e-4, amount=0.5)])
         ```
 
@@ -85,22 +87,22 @@ class NetworkSlimming(SplitCallback):
 
     def __init__(
         self,
-        penalty: Penalty = L1(),  # noqa: B008 - frozen
+        penalty: Penalty | None = None,
         lam: float | Schedule = 1e-4,
         *,
         amount: float | Budget = 0.5,
-        update: slimming.Update = "subgradient",
+        update: slimming.Update | None = None,
         beta: float | Schedule | None = None,
         gather: bool = True,
         compensate: slimming.Compensate = "shift",
         dirpath: str | None = None,
     ) -> None:
-        slimming.check(penalty, update, coupled=beta is not None)
-        self.penalty = penalty
+        self.penalty = slimming.default_penalty(amount) if penalty is None else penalty
+        self.update = slimming.default_update(self.penalty) if update is None else update
+        slimming.check(self.penalty, self.update, coupled=beta is not None)
         self.lam = lam
-        self.beta = BETA[update] if beta is None else beta
+        self.beta = slimming.BETA[self.update] if beta is None else beta
         check_strengths(at(lam, 0), at(self.beta, 0))
-        self.update = update
         self._cutting = Cutting(self, amount, gather=gather, compensate=compensate, dirpath=dirpath)
         self._copies = Copies(self, self._make_copies)
         self._scales: list[Selected] = []  # empty once they are cut

@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_sparsity import NetworkSlimming, SparsityMonitor, slimming
-from lightning_sparsity.penalties import MCP, SCAD, L0Ball, Lp, Penalty, TransformedL1
+from lightning_sparsity.penalties import L1, MCP, SCAD, L0Ball, Lp, Penalty, TransformedL1
 from lightning_sparsity.schedules import Warmup
+from lightning_sparsity.surgery import Flops, Share
 
 SCALES = ["model.norm1.weight", "model.norm2.weight"]
 
@@ -124,7 +125,7 @@ def test_evaluations_see_the_sparse_copy_and_training_goes_on_with_the_scales(
 
 def test_without_copies_evaluations_see_the_scales(norm_net: Any, trainer: Any) -> None:
     net, recorder = norm_net(), Recorder()
-    trainer(NetworkSlimming(lam=0.1), recorder, max_epochs=1).fit(net)
+    trainer(NetworkSlimming(L1(), lam=0.1), recorder, max_epochs=1).fit(net)
     assert_same(net.seen[-1], recorder.after[-1])
 
 
@@ -141,10 +142,18 @@ def test_the_monitor_shows_its_figures(norm_net: Any, trainer: Any) -> None:
 
 def test_strengths_may_follow_a_schedule(norm_net: Any, trainer: Any) -> None:
     monitor = SparsityMonitor(every_n_steps=1)
-    trainer(NetworkSlimming(lam=Warmup(0.2, epochs=2)), monitor).fit(norm_net())
+    trainer(NetworkSlimming(L1(), lam=Warmup(0.2, epochs=2)), monitor).fit(norm_net())
     lam = [point["lam"] for point in monitor.history]
     assert lam == sorted(lam)
     assert lam[0] < 0.05 < 0.15 < lam[-1] <= 0.2
+
+
+def test_without_a_penalty_the_ball_of_the_amount_is_taken() -> None:
+    default = NetworkSlimming(amount=0.3)
+    assert (default.penalty, default.update, default.beta) == (L0Ball(0.3), "splitting", 3.0)
+    assert NetworkSlimming(amount=Share(0.4)).penalty == L0Ball(0.4)
+    budget = NetworkSlimming(amount=Flops(0.5))
+    assert (budget.penalty, budget.update) == (TransformedL1(1.0), "subgradient")
 
 
 @pytest.mark.parametrize(
@@ -154,10 +163,10 @@ def test_strengths_may_follow_a_schedule(norm_net: Any, trainer: Any) -> None:
         ({"amount": 0}, "got amount=0"),
         ({"lam": -1.0}, "lam >= 0, got lam=-1.0"),
         ({"beta": 0.0, "update": "splitting"}, "beta > 0, got beta=0.0"),
-        ({"beta": 1.0}, "leave beta out"),
+        ({"penalty": L1(), "beta": 1.0}, "leave beta out"),
         ({"update": "magic"}, "got 'magic'"),
         ({"compensate": "median"}, "shift, mean, statistics, got 'median'"),
-        ({"penalty": L0Ball()}, "use update='splitting'"),
+        ({"penalty": L0Ball(), "update": "subgradient"}, "use update='splitting'"),
     ],
     ids=str,
 )
