@@ -35,7 +35,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "tl1": {"penalty": TransformedL1(1.0)},
     "mcp": {"penalty": MCP(2.0)},
     "scad": {"penalty": SCAD(0.5, 1.85)},
-    "ball": {"penalty": L0Ball(AMOUNT, end=0.6), "update": "splitting", "beta": 3.0},
+    "ball": {"penalty": L0Ball(AMOUNT, end=0.6), "beta": 3.0},
+    "ball-early": {"penalty": L0Ball(AMOUNT, end=0.3), "beta": 3.0},
+    "ball-strong": {"penalty": L0Ball(AMOUNT, end=0.6), "beta": 10.0},
     # A proximal step shrinks by lr * lam / (1 + beta * lr), without momentum: 60 times less.
     "tl1-proximal": {"penalty": TransformedL1(1.0), "update": "proximal", "lam": 60 * LAM},
 }
