@@ -36,10 +36,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "mcp": {"penalty": MCP(2.0)},
     "scad": {"penalty": SCAD(0.5, 1.85)},
     "ball": {"penalty": L0Ball(AMOUNT, end=0.6), "beta": 3.0},
-    "ball-early": {"penalty": L0Ball(AMOUNT, end=0.3), "beta": 3.0},
-    "ball-strong": {"penalty": L0Ball(AMOUNT, end=0.6), "beta": 10.0},
-    # A proximal step shrinks by lr * lam / (1 + beta * lr), without momentum: 60 times less.
-    "tl1-proximal": {"penalty": TransformedL1(1.0), "update": "proximal", "lam": 60 * LAM},
+    # A proximal step shrinks by lr * lam / (1 + beta * lr), without momentum.
+    "tl1-proximal": {"penalty": TransformedL1(1.0), "update": "proximal", "lam": 20 * LAM},
 }
 
 
@@ -122,7 +120,8 @@ def train(args: argparse.Namespace, arm: str) -> None:
     pl.seed_everything(args.seed + 1)
     network = ResNet20()
     network.load_state_dict(torch.load(args.folder / "start.pt", weights_only=True))
-    options = {"lam": LAM if args.lam is None else args.lam, **ARMS[arm]}
+    given = {} if args.lam is None else {"lam": args.lam}
+    options = {"lam": LAM, **ARMS[arm], **given}
     slimming = NetworkSlimming(amount=AMOUNT, dirpath=str(folder), **options)
     keep = ModelCheckpoint(folder, "sparse", save_weights_only=True, enable_version_counter=False)
     module = ImageClassifier(network, channels_last=True, **cosine(args.epochs, 0.1))
