@@ -1,7 +1,6 @@
 """The command `lightning-sparsity slim`: cut the network of a checkpoint that is already there."""
 
 import argparse
-import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sparsity import report, slimming, surgery
-from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
-from lightning_sparsity.callbacks.report import describe
-from lightning_sparsity.surgery.tape import swapped
+from lightning_sparsity.callbacks.network import Inputs, bare, each_tensor, first_examples, place
+from lightning_sparsity.callbacks.report import describe, write
 
 BUDGETS: dict[str, Callable[[float], surgery.Budget]] = {
     "Flops": surgery.Flops,
@@ -61,9 +59,8 @@ def slim(args: Sequence[str], build: Build) -> None:
     after = _validate(made) if before else {}
     metrics = {name: (before[name], after[name]) for name in after}
     figures = describe(network, cut, example)
-    surgery.save(cut.network, cut.plan, folder)
     content = {"checkpoint": str(checkpoint), "amount": str(amount), "metrics": metrics, **figures}
-    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    write(cut, content, folder)
     report.print_cut(figures, metrics)
     if not metrics:
         report.say("Its data is not there: no accuracy was measured.")
@@ -205,12 +202,8 @@ def _look(made: LightningCLI) -> tuple[dict[str, float], str, Any]:
         module(torch.zeros(2, *shape))
         watch.inputs.stop()
     path, inputs = watch.inputs.found(module)
-    example = swapped(first_examples(inputs[-1]), _on_cpu)
+    example = each_tensor(first_examples(inputs[-1]), Tensor.cpu)
     return metrics, path, example
-
-
-def _on_cpu(x: Any) -> Any:  # noqa: ANN401
-    return x.cpu() if isinstance(x, Tensor) else x
 
 
 def _validate(made: LightningCLI) -> dict[str, float]:

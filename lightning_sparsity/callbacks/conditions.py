@@ -8,8 +8,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from lightning_sparsity.penalties import Penalty
-from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.splitting import check_strengths
 
 
 def epoch(trainer: pl.Trainer) -> float:
@@ -17,16 +15,6 @@ def epoch(trainer: pl.Trainer) -> float:
     batches = trainer.num_training_batches
     share = trainer.fit_loop.batch_idx / batches if 0 < batches < math.inf else 0.0
     return trainer.current_epoch + max(share, 0.0)
-
-
-def strengths(
-    trainer: pl.Trainer, lam: float | Schedule, beta: float | Schedule
-) -> tuple[float, float]:
-    """`lam` and `beta` now, checked; schedules see the fraction of the epoch that is over."""
-    now = epoch(trainer)
-    found = at(lam, now), at(beta, now)
-    check_strengths(*found)
-    return found
 
 
 def progress(trainer: pl.Trainer) -> float:

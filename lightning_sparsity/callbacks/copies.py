@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_sparsity.callbacks.conditions import epoch
+from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Selected
+from lightning_sparsity.splitting import Measurement, check_strengths
 
 Make = Callable[[Sequence[Selected]], Iterable[Tensor]]
 
@@ -106,10 +109,32 @@ class Copies:
         self.final = True
 
 
+def figures(parts: Sequence[Measurement], lam: float, beta: float) -> dict[str, Tensor]:
+    """Sparsity, penalty, gap and strengths of all splits together, as scalars for the monitor."""
+    gap = torch.stack([p.gap for p in parts]).sum()
+    penalty = torch.stack([p.penalty for p in parts]).sum()
+    return {
+        "sparsity": torch.stack([p.zeros for p in parts]).sum() / sum(p.entries for p in parts),
+        "penalty": lam * penalty + beta / 2 * gap,
+        "split_gap": gap.sqrt(),
+        "lam": torch.tensor(lam),
+        "beta": torch.tensor(beta),
+    }
+
+
 class SplitCallback(Callback):
     """A callback that splits weights: what is evaluated is the sparse copy."""
 
+    lam: float | Schedule
+    beta: float | Schedule
     _copies: Copies
+
+    def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
+        """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
+        now = epoch(trainer)
+        lam, beta = at(self.lam, now), at(self.beta, now)
+        check_strengths(lam, beta)
+        return lam, beta
 
     @override
     def on_exception(

@@ -13,11 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor, nn
 
 from lightning_sparsity import slimming, surgery
-from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
-from lightning_sparsity.callbacks.report import describe
+from lightning_sparsity.callbacks.network import Inputs, bare, each_tensor, first_examples, place
+from lightning_sparsity.callbacks.report import describe, write
 from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.storage import rebuild, to_record
-from lightning_sparsity.surgery.tape import swapped
 
 
 class Cutting:
@@ -85,11 +84,11 @@ class Cutting:
             return
         self.path, inputs = self._inputs.found(pl_module)
         network = bare(pl_module.get_submodule(self.path))
-        example = swapped(first_examples(inputs[-1]), _kept)
+        example = each_tensor(first_examples(inputs[-1]), _kept)
         try:
             flow = surgery.trace(network, example)
         except ValueError:  # perhaps it takes no other batch size
-            example = swapped(inputs[-1], _kept)
+            example = each_tensor(inputs[-1], _kept)
             flow = surgery.trace(network, example)
         flow.plan_by(self.amount, gather=self.gather)
         self._example = example
@@ -112,9 +111,9 @@ class Cutting:
         network = bare(pl_module.get_submodule(self.path))
         # Processes have seen other examples and have other running means: all take the first one's.
         buffers = list(network.buffers())
-        given = swapped((self._example, batches, buffers), _on_cpu)
+        given = each_tensor((self._example, batches, buffers), Tensor.cpu)
         found = trainer.strategy.broadcast(given)
-        example, batches, first = swapped(found, lambda x: _moved(x, pl_module.device))
+        example, batches, first = each_tensor(found, lambda x: x.to(pl_module.device))
         for buffer, x in zip(buffers, first, strict=True):
             buffer.copy_(x)
         made = slimming.cut(
@@ -128,7 +127,7 @@ class Cutting:
         figures = describe(network, made, example)
         folder = self._folder(trainer)
         if folder is not None:
-            _write(made, {**settings, "amount": str(self.amount), **figures}, folder)
+            rank_zero_only(write)(made, {**settings, "amount": str(self.amount), **figures}, folder)
         trainer.strategy.barrier()
         self._carry_over(trainer, network, made)
         self._dense = network
@@ -200,16 +199,8 @@ class _OnLoad:
         type(self.pl_module).on_load_checkpoint(self.pl_module, checkpoint)
 
 
-def _kept(x: Any) -> Any:  # noqa: ANN401
-    return x.detach().clone() if isinstance(x, Tensor) else x
-
-
-def _on_cpu(x: Any) -> Any:  # noqa: ANN401
-    return x.detach().cpu() if isinstance(x, Tensor) else x
-
-
-def _moved(x: Any, device: torch.device) -> Any:  # noqa: ANN401
-    return x.to(device) if isinstance(x, Tensor) else x
+def _kept(x: Tensor) -> Tensor:
+    return x.detach().clone()
 
 
 def _fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
@@ -217,12 +208,6 @@ def _fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
     shapes = signature_of(module)
     found = {name: list(x.shape) for name, x in state.items() if isinstance(x, Tensor)}
     return all(found.get(name) == shape for name, shape in shapes.items())
-
-
-@rank_zero_only
-def _write(made: slimming.Slimmed, report: dict[str, Any], folder: Path) -> None:
-    surgery.save(made.network, made.plan, folder)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _summary(name: str, figures: dict[str, Any], folder: Path | None) -> str:

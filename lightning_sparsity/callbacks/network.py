@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -58,8 +59,7 @@ class Inputs:
                 return path, list(self.seen[path])
         if pl_module.example_input_array is not None:
             given = pl_module.example_input_array
-            moved = swapped(given, lambda x: x.to(pl_module.device) if _is_tensor(x) else x)
-            return "", [moved]
+            return "", [each_tensor(given, lambda x: x.to(pl_module.device))]
         name = type(pl_module).__name__
         raise ValueError(
             f"NetworkSlimming could not see what the network of {name} is called with: its step "
@@ -89,15 +89,16 @@ def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         args, kwargs = bound.args, bound.kwargs
         if kwargs:
             return dict(bound.arguments)
-    return swapped(args, lambda x: x.detach() if _is_tensor(x) else x)
+    return each_tensor(args, Tensor.detach)
 
 
 def _bytes(inputs: Any) -> int:  # noqa: ANN401
     return sum(x.numel() * x.element_size() for x in tensors_in(inputs))
 
 
-def _is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor)
+def each_tensor(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """The same inputs with every tensor in them changed."""
+    return swapped(inputs, lambda x: change(x) if isinstance(x, Tensor) else x)
 
 
 def first_examples(inputs: Any) -> Any:  # noqa: ANN401
@@ -109,11 +110,10 @@ def first_examples(inputs: Any) -> Any:  # noqa: ANN401
     if not sizes:
         return inputs
 
-    def narrowed(x: Any) -> Any:  # noqa: ANN401
-        of_batch = isinstance(x, Tensor) and x.dim() > 0 and x.size(0) == sizes[0]
-        return x[:EXAMPLES] if of_batch else x
+    def narrowed(x: Tensor) -> Tensor:
+        return x[:EXAMPLES] if x.dim() > 0 and x.size(0) == sizes[0] else x
 
-    return swapped(inputs, narrowed)
+    return each_tensor(inputs, narrowed)
 
 
 def chain(pl_module: nn.Module) -> list[str]:

@@ -1,11 +1,14 @@
-"""What a cut came to, in numbers: `report.json`."""
+"""What a cut came to: its files, and the numbers in `report.json`."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_sparsity.metrics.flops import flops
 from lightning_sparsity.slimming import Slimmed
+from lightning_sparsity.surgery import save
 
 
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -30,6 +33,18 @@ def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str
         "layers": layers,
         "frozen": list(made.frozen),
     }
+
+
+def write(made: Slimmed, report: dict[str, Any], folder: Path) -> None:
+    """Write `plan.json`, `model.safetensors` and `report.json`.
+
+    Args:
+        made: What `slimming.cut` made.
+        report: What `report.json` says: `describe` and how it came about.
+        folder: Where they go; made if need be.
+    """
+    save(made.network, made.plan, folder)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _parameters(network: nn.Module) -> int:

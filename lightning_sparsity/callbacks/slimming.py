@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -16,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import slimming
-from lightning_sparsity.callbacks.conditions import check_end, check_order, progress, strengths
-from lightning_sparsity.callbacks.copies import Copies, SplitCallback
+from lightning_sparsity.callbacks.conditions import check_end, check_order, progress
+from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
 from lightning_sparsity.penalties import Penalty
@@ -119,10 +118,6 @@ class NetworkSlimming(SplitCallback):
         """Inside this context the module holds the network as it was right before the cut."""
         return self._cutting.uncut(pl_module)
 
-    def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
-        """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
-        return strengths(trainer, self.lam, self.beta)
-
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Share of scales (or of their copies) that are exactly zero, penalty and strengths."""
         if not self._scales:
@@ -131,13 +126,7 @@ class NetworkSlimming(SplitCallback):
         scales = [s.weight for s in self._scales]
         copies = scales if self.update == "subgradient" else self._make_copies(self._scales)
         found = slimming.measure(scales, copies, self.penalty)
-        return {
-            "sparsity": found.zeros / found.entries,
-            "penalty": lam * found.penalty + beta / 2 * found.gap,
-            "split_gap": found.gap.sqrt(),
-            "lam": torch.tensor(lam),
-            "beta": torch.tensor(beta),
-        }
+        return figures([found], lam, beta)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

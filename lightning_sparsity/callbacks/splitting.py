@@ -18,9 +18,8 @@ from lightning_sparsity.callbacks.conditions import (
     check_order,
     check_rates,
     progress,
-    strengths,
 )
-from lightning_sparsity.callbacks.copies import Copies, SplitCallback
+from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
@@ -117,10 +116,6 @@ class RelaxedVariableSplitting(SplitCallback):
         """The penalty as it is at this point of the training."""
         return self.penalty.at(self._progress)
 
-    def strengths(self, trainer: pl.Trainer) -> tuple[float, float]:
-        """`lam` and `beta` now; schedules see the fraction of the epoch that is over."""
-        return strengths(trainer, self.lam, self.beta)
-
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Sparsity, penalty, gap and strengths of the current split, as scalars."""
         lam, beta = self.strengths(trainer)
@@ -128,15 +123,7 @@ class RelaxedVariableSplitting(SplitCallback):
             splitting.measure(s.weight.detach(), self._penalty, lam / beta, axis=s.axis)
             for s in self.weights
         ]
-        gap = torch.stack([p.gap for p in parts]).sum()
-        penalty = torch.stack([p.penalty for p in parts]).sum()
-        return {
-            "sparsity": torch.stack([p.zeros for p in parts]).sum() / sum(p.entries for p in parts),
-            "penalty": lam * penalty + beta / 2 * gap,
-            "split_gap": gap.sqrt(),
-            "lam": torch.tensor(lam),
-            "beta": torch.tensor(beta),
-        }
+        return figures(parts, lam, beta)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.callbacks import NetworkSlimming
-from lightning_sparsity.metrics.flops import LAYERS, flops
+from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
 from lightning_sparsity.report.latency import Timing, compare
 
-__all__ = ["Footprint", "Slim", "footprint", "measure"]
+__all__ = ["Footprint", "Slim", "footprint", "measure", "work_of"]
 
 BATCHES = (1, 64)
 
@@ -95,10 +95,10 @@ def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
         network: The network.
         examples: A batch for it; without one the FLOPs are not counted.
     """
-    parts = dict(network.named_modules())
+    parts, work = dict(network.named_modules()), work_of(network, examples)
     return Footprint(
         parameters=sum(x.numel() for x in network.parameters()),
-        flops=_flops(network, examples),
+        flops=None if work is None else work.total,
         bytes=sum(x.nbytes for x in network.state_dict().values() if isinstance(x, Tensor)),
         channels={
             name: part.num_features
@@ -111,9 +111,10 @@ def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
     )
 
 
-def _flops(network: nn.Module, examples: Tensor | None) -> int | None:
+def work_of(network: nn.Module, examples: Tensor | None) -> FlopCount | None:
+    """FLOPs for one example, if the network takes one tensor; it ends up on the CPU."""
     try:
-        return None if examples is None else flops(network.cpu(), examples[:1]).total
+        return None if examples is None else flops(network.cpu(), examples[:1])
     except Exception:  # a module of the user's may take anything; the table then shows no FLOPs
         return None
 

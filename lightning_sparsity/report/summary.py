@@ -15,8 +15,8 @@ from lightning_sparsity.callbacks import (
     RelaxedVariableSplitting,
     SparsityMonitor,
 )
-from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
-from lightning_sparsity.report.slim import Slim, measure
+from lightning_sparsity.metrics.flops import LAYERS, FlopCount
+from lightning_sparsity.report.slim import Slim, measure, work_of
 
 __all__ = ["Layer", "Size", "Summary", "summarize"]
 
@@ -182,7 +182,7 @@ def _both_sides(
             for name, part in module.named_modules()
             if isinstance(part, LAYERS)
         ),
-        size=Size(parameters, nonzero, _nonzero(module), _work(module, _example(trainer))),
+        size=Size(parameters, nonzero, _nonzero(module), work_of(module, _example(trainer))),
         history=tuple(_history(trainer)),
         weights={name: (w.cpu(), sparse[name].cpu()) for name, w in best.dense.items()},
     )
@@ -211,14 +211,6 @@ def _example(trainer: pl.Trainer) -> Tensor | None:
         example: Tensor = (batch[0] if isinstance(batch, tuple | list) else batch).cpu()
         return example
     except Exception:  # data of the user's may be anything; the table then does without
-        return None
-
-
-def _work(module: pl.LightningModule, examples: Tensor | None) -> FlopCount | None:
-    """FLOPs for one example, if the module takes one tensor."""
-    try:
-        return None if examples is None else flops(module.cpu(), examples[:1])
-    except Exception:  # a module of the user's may take anything; the table then shows no FLOPs
         return None
 
 
