@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_sparsity.callbacks import (
         NetworkSlimming,
+        Regularization,
         RelaxedVariableSplitting,
         SlimNetwork,
         SparsityMonitor,
     )
 
 __version__ = "0.1.0"
-__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SlimNetwork", "SparsityMonitor"]
+__all__ = [
+    "NetworkSlimming",
+    "Regularization",
+    "RelaxedVariableSplitting",
+    "SlimNetwork",
+    "SparsityMonitor",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

@@ -1,5 +1,6 @@
 """How a weight becomes the rows that a group penalty acts on. Needs torch only."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch import Tensor
 from lightning_sparsity.penalties.base import Penalty
 
 Groups = Literal["entries", "output_channels", "input_channels"]
+# Entries worked on at once on a CPU: few enough for its caches, enough to make calls cheap.
+CHUNK = 2**19
 
 
 def rows(weight: Tensor, groups: Groups, *, transposed: bool = False) -> Tensor:
@@ -49,6 +52,44 @@ def groups_first(weight: Tensor, axis: int, like: Tensor | None = None) -> Tenso
     strides = (weight if like is None else like).stride()
     others = sorted((i for i in range(weight.dim()) if i != axis), key=lambda i: -strides[i])
     return weight.permute(axis, *others)
+
+
+def blocks(
+    tensors: Sequence[Tensor], penalty: Penalty, axis: int | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same pieces of a weight and of tensors like it, small enough for a CPU's caches.
+
+    Args:
+        tensors: The weight first, then tensors of its shape.
+        penalty: The penalty that will see the pieces: a whole tensor is never cut into pieces.
+        axis: The axis of the weight that counts groups: it then comes first in every piece.
+    """
+    weight = tensors[0]
+    if axis is not None:
+        grouped = [groups_first(x, axis, like=weight) for x in tensors]
+        per_group = max(1, grouped[0][0].numel())
+        count = max(1, CHUNK // per_group) if weight.is_cpu else weight.shape[axis]
+        yield from zip(*(x.split(count) for x in grouped), strict=True)
+    elif penalty.acts == "entries":
+        yield from flat(tensors, CHUNK if weight.is_cpu else weight.numel())
+    else:
+        yield tuple(tensors)
+
+
+def matrix(block: Tensor, axis: int | None) -> Tensor:
+    """A piece that `blocks` made in the shape that its penalty takes."""
+    return block if axis is None else block.flatten(1)
+
+
+def flat(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Flat views of `size` entries, or all tensors whole where they do not lie alike in memory."""
+    strides = tensors[0].stride()
+    order = sorted(range(tensors[0].dim()), key=lambda i: -strides[i])
+    ordered = [x.permute(order) for x in tensors]
+    if all(x.is_contiguous() for x in ordered):
+        yield from zip(*(x.view(-1).split(size) for x in ordered), strict=True)
+    else:
+        yield tuple(tensors)
 
 
 def check_fit(penalty: Penalty, groups: Groups) -> None:

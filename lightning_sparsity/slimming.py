@@ -199,7 +199,7 @@ class Slimmed:
 def cut(
     network: nn.Module,
     example_inputs: Any,  # noqa: ANN401
-    amount: float | surgery.Budget,
+    amount: float | surgery.Budget | None,
     *,
     gather: bool = True,
     compensate: Compensate = "shift",
@@ -213,7 +213,8 @@ def cut(
     Args:
         network: The network; it is not changed.
         example_inputs: In the form that `surgery.trace` takes.
-        amount: The share of channels to drop, or a budget: see `ChannelFlow.plan_by`.
+        amount: The share of channels to drop, or a budget: see `ChannelFlow.plan_by`. None: what is
+            zero, scales as well as rows and columns of weights, and nothing else.
         gather: Whether layers may pick their inputs: see `ChannelFlow.plan`.
         compensate: What makes up for channels that go although their scale is not zero. `"shift"`:
             the constant that their shift makes stays. `"mean"`: their mean activation stays.
@@ -229,7 +230,10 @@ def cut(
     if compensate != "shift" and not batches:
         raise ValueError(f"compensate={compensate!r} needs batches, got none.")
     flow = surgery.trace(network, example_inputs)
-    plan = flow.plan_by(_exact(flow, amount), gather=gather)
+    if amount is None:
+        plan = flow.plan({}, gather=gather)
+    else:
+        plan = flow.plan_by(_exact(flow, amount), gather=gather)
     if compensate == "mean":
         network = surgery.compensate(network, plan, batches)
         dead = plan.dead

@@ -16,23 +16,20 @@ Reference:
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from lightning_sparsity.groups import groups_first
+from lightning_sparsity.groups import blocks, flat, groups_first, matrix
 from lightning_sparsity.penalties.base import Penalty
 from lightning_sparsity.penalties.elementwise import Elementwise
 
 __all__ = ["Measurement", "check_strengths", "compiles", "measure", "pull", "split"]
 
 _log = logging.getLogger(__name__)
-
-# Entries worked on at once on a CPU: few enough for its caches, enough to make calls cheap.
-CHUNK = 2**19
 
 
 def check_strengths(lam: float, beta: float) -> None:
@@ -53,7 +50,8 @@ def split(weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = N
         weight: The weight $w$, of any shape.
         penalty: The penalty $r$.
         step: The ratio `lam / beta`, at least 0.
-        axis: The axis of `weight` that counts groups, for a penalty on rows.
+        axis: The axis of `weight` that counts groups, for a penalty on rows. If all of them would
+            be zero, the longest one stays as it is.
 
     Returns:
         A new tensor like `weight`, strides included.
@@ -62,10 +60,13 @@ def split(weight: Tensor, penalty: Penalty, step: float, *, axis: int | None = N
         copy = penalty.prox(weight, step)
         return copy if copy.stride() == weight.stride() else torch.empty_like(weight).copy_(copy)
     grouped = groups_first(weight, axis)
+    rows = grouped.flatten(1)
+    made = penalty.prox(rows, step)
+    longest = torch.linalg.vector_norm(rows, dim=1).argmax().view(1)
+    spared = torch.where(made.any(), made.index_select(0, longest), rows.index_select(0, longest))
     copy = torch.empty_like(weight)
-    groups_first(copy, axis, like=weight).copy_(
-        penalty.prox(grouped.flatten(1), step).view(grouped.shape)
-    )
+    made = made.index_copy(0, longest, spared)
+    groups_first(copy, axis, like=weight).copy_(made.view(grouped.shape))
     return copy
 
 
@@ -98,12 +99,12 @@ def pull(
         numbers = (scale, *penalty.quick_numbers(step))
         constants = [torch.tensor(x, dtype=torch.float64) for x in numbers]
         # Detached, since a kernel is compiled anew for every shape that its input is a view of.
-        flat = [x.detach() for pair in _flat(weight, target, weight.numel()) for x in pair]
-        tensors = flat[:1] if target is weight else flat
+        whole = next(flat((weight, target), weight.numel()))
+        tensors = [x.detach() for x in (whole[:1] if target is weight else whole)]
         _kernel(type(penalty), in_place=target is weight)(*tensors, *constants)
         return
-    for block, part in _blocks(weight, target, penalty, axis):
-        part.add_(penalty.shrinkage(block, step).view(part.shape), alpha=scale)
+    for block, part in blocks((weight, target), penalty, axis):
+        part.add_(penalty.shrinkage(matrix(block, axis), step).view(part.shape), alpha=scale)
 
 
 def compiles(weight: Tensor, penalty: Penalty, step: float, *, in_place: bool = False) -> bool:
@@ -152,40 +153,13 @@ def measure(
     """Count and sum over a weight and its copy, chunk by chunk, without keeping the copy."""
     value, gap = (torch.zeros((), device=weight.device) for _ in range(2))
     zeros = torch.zeros((), device=weight.device, dtype=torch.int64)
-    for block, _ in _blocks(weight, weight, penalty, axis):
+    for (part,) in blocks((weight,), penalty, axis):
+        block = matrix(part, axis)
         removed = penalty.shrinkage(block, step)
         zeros += (removed == block).sum()
         value += penalty.value(block - removed)
         gap += removed.float().square().sum()
     return Measurement(zeros, weight.numel(), value, gap)
-
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _blocks(weight: Tensor, target: Tensor, penalty: Penalty, axis: int | None) -> Iterator[Pair]:
-    """Pieces of `weight` in the shape the penalty takes, each with its piece of `target`."""
-    if axis is not None:
-        matrix = groups_first(weight, axis)
-        per_group = max(1, matrix[0].numel())
-        count = max(1, CHUNK // per_group) if weight.is_cpu else matrix.shape[0]
-        parts = groups_first(target, axis, like=weight).split(count)
-        yield from ((w.flatten(1), t) for w, t in zip(matrix.split(count), parts, strict=True))
-    elif penalty.acts == "entries":
-        yield from _flat(weight, target, CHUNK if weight.is_cpu else weight.numel())
-    else:
-        yield weight, target
-
-
-def _flat(weight: Tensor, target: Tensor, size: int) -> Iterator[Pair]:
-    """Flat views of `size` entries, or both tensors whole where they do not lie alike in memory."""
-    strides = weight.stride()
-    order = sorted(range(weight.dim()), key=lambda i: -strides[i])
-    w, t = weight.permute(order), target.permute(order)
-    if w.is_contiguous() and t.is_contiguous():
-        yield from zip(w.view(-1).split(size), t.view(-1).split(size), strict=True)
-    else:
-        yield weight, target
 
 
 @cache

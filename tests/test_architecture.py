@@ -21,6 +21,7 @@ FLOORS = {
     "penalties": MATHS,
     "groups": MATHS,
     "splitting": MATHS,
+    "regularization": MATHS,
     "schedules": MATHS,
     "variance": MATHS,
     "selection": MODULES,

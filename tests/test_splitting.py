@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_sparsity import splitting
+from lightning_sparsity import groups, splitting
 from lightning_sparsity.penalties import (
     L0,
     L1,
@@ -102,7 +102,7 @@ def test_the_pull_is_the_scaled_distance_in_any_layouts(
     before = w.clone()
     pull(w, chunked.copy_(gradient), penalty, STEP, 0.7, axis=axis)
     close(chunked, expected)
-    monkeypatch.setattr(splitting, "CHUNK", 100)
+    monkeypatch.setattr(groups, "CHUNK", 100)
     whole = of_gradient(gradient.clone()).copy_(gradient)
     pull(w, whole, penalty, STEP, 0.7, axis=axis)
     close(whole, expected)
@@ -147,7 +147,7 @@ def test_a_step_of_zero_pulls_nothing(penalty: Penalty, axis: int | None) -> Non
 def test_the_measurement_is_that_by_hand(
     penalty: Penalty, axis: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(splitting, "CHUNK", 50)
+    monkeypatch.setattr(groups, "CHUNK", 50)
     w = weight(torch.float64)
     u = copy_by_hand(w, penalty, axis)
     found = measure(w, penalty, STEP, axis=axis)
@@ -205,7 +205,7 @@ def _is_tensor(x: object) -> bool:
 def test_a_pull_makes_no_copy_of_the_weights(
     penalty: Penalty, axis: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(splitting, "CHUNK", 2**14)
+    monkeypatch.setattr(groups, "CHUNK", 2**14)
     w = torch.randn(1000, 2500)
     target = torch.zeros_like(w)
     with Allocations() as naive:
@@ -221,7 +221,7 @@ def test_the_chunks_are_a_small_part_of_a_large_network() -> None:
     w = torch.zeros(20_000_000)
     with Allocations() as ours:
         pull(w, w, TransformedL1(1.0), STEP, 0.5)
-    assert ours.peak <= 6 * 4 * splitting.CHUNK
+    assert ours.peak <= 6 * 4 * groups.CHUNK
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Cutting:
 
     Args:
         owner: The callback whose cut it is.
-        amount: How much to cut: see `slimming.cut`.
+        amount: How much to cut: see `slimming.cut`. None: what is zero, and nothing else.
         gather: Whether layers may pick their inputs.
         compensate: What makes up for channels whose scale is not zero: see `slimming.cut`.
         dirpath: Where the folder `slim` goes; None: into the folder of the logger.
@@ -33,16 +33,16 @@ class Cutting:
     def __init__(
         self,
         owner: Callback,
-        amount: float | surgery.Budget,
+        amount: float | surgery.Budget | None,
         *,
-        gather: bool,
-        compensate: slimming.Compensate,
-        dirpath: str | None,
+        gather: bool = True,
+        compensate: slimming.Compensate = "shift",
+        dirpath: str | None = None,
     ) -> None:
         known = get_args(slimming.Compensate)
         if compensate not in known:
             raise ValueError(f"compensate must be one of {', '.join(known)}, got {compensate!r}.")
-        if not isinstance(amount, surgery.Budget):
+        if amount is not None and not isinstance(amount, surgery.Budget):
             surgery.Share(amount)  # out of range, it says so here
         self.owner = owner
         self.amount = amount
@@ -51,6 +51,7 @@ class Cutting:
         self.dirpath = dirpath
         self.record: dict[str, Any] | None = None  # the plan that was carried out
         self.path = ""  # of the network in the module
+        self.begun = False  # whether the training that goes on ends in a cut
         self._inputs = Inputs(several=compensate != "shift")
         self._example: Any = None
         self._dense: nn.Module | None = None  # the network before the cut
@@ -63,6 +64,7 @@ class Cutting:
 
     def detach(self, pl_module: pl.LightningModule) -> None:
         """Leave nothing behind."""
+        self.begun = False
         self._inputs.stop()
         pl_module.__dict__.pop("on_load_checkpoint", None)
 
@@ -76,11 +78,12 @@ class Cutting:
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Look at the batches of a training that ends in a cut."""
         self.record = self._dense = self._example = None
+        self.begun = True
         self._inputs.watch(pl_module)
 
     def check(self, pl_module: pl.LightningModule) -> None:
         """After the first batch: refuse a network that could not be cut when training is over."""
-        if self._example is not None:
+        if self._example is not None or not self.begun:
             return
         self.path, inputs = self._inputs.found(pl_module)
         network = bare(pl_module.get_submodule(self.path))
@@ -90,7 +93,8 @@ class Cutting:
         except ValueError:  # perhaps it takes no other batch size
             example = each_tensor(inputs[-1], _kept)
             flow = surgery.trace(network, example)
-        flow.plan_by(self.amount, gather=self.gather)
+        if self.amount is not None:
+            flow.plan_by(self.amount, gather=self.gather)
         self._example = example
         if self.compensate == "shift":
             self._inputs.stop()
@@ -127,12 +131,14 @@ class Cutting:
         figures = describe(network, made, example)
         folder = self._folder(trainer)
         if folder is not None:
-            rank_zero_only(write)(made, {**settings, "amount": str(self.amount), **figures}, folder)
+            amount = "zeros" if self.amount is None else str(self.amount)
+            rank_zero_only(write)(made, {**settings, "amount": amount, **figures}, folder)
         trainer.strategy.barrier()
         self._carry_over(trainer, network, made)
         self._dense = network
         place(pl_module, self.path, made.network)
         self.record = to_record(made.plan)
+        self.begun = False
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
 
     @contextmanager

@@ -62,8 +62,8 @@ class Inputs:
             return "", [each_tensor(given, lambda x: x.to(pl_module.device))]
         name = type(pl_module).__name__
         raise ValueError(
-            f"NetworkSlimming could not see what the network of {name} is called with: its step "
-            "calls several parts of it. Call the module itself, `self(batch)`, or set "
+            f"A cut needs to see what the network of {name} is called with, but its step calls "
+            "several parts of it. Call the module itself, `self(batch)`, or set "
             "self.example_input_array in its constructor."
         )
 

@@ -14,6 +14,9 @@ from lightning_sparsity.surgery import save
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
     """Channels, parameters and FLOPs before and after a cut, its proof, and what was frozen.
 
+    Channels are those of BatchNorm layers or, in a network without, the outputs of convolutions and
+    linear layers.
+
     Args:
         network: The network before the cut.
         made: What `slimming.cut` made of it.
@@ -22,8 +25,12 @@ def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str
     Returns:
         Numbers, strings and lists.
     """
-    kept, plan = made.plan.kept, made.plan
-    layers = {n: {"dense": m.numel(), "slim": kept[n].numel()} for n, m in plan.dead.items()}
+    plan = made.plan
+    counted = plan.kept or [name for name, cut in plan.cuts.items() if cut.layer.kind != "channel"]
+    layers = {
+        name: {"dense": plan.cuts[name].layer.widths[0], "slim": plan.cuts[name].rows.numel()}
+        for name in counted
+    }
     before, after = (sum(layer[of] for layer in layers.values()) for of in ("dense", "slim"))
     return {
         "proof": plan.proof,

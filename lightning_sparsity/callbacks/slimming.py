@@ -1,7 +1,6 @@
 """Network slimming as a Lightning callback."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,8 @@ from typing_extensions import override
 from lightning_sparsity import slimming
 from lightning_sparsity.callbacks.conditions import check_end, check_order, progress
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
+from lightning_sparsity.callbacks.cut_callback import CutCallback, cutter
 from lightning_sparsity.callbacks.cutting import Cutting
-from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
@@ -28,7 +27,7 @@ from lightning_sparsity.surgery import Budget
 SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
 
 
-class NetworkSlimming(SplitCallback):
+class NetworkSlimming(CutCallback, SplitCallback):
     r"""Train the scales of BatchNorm sparse, then cut their channels out of the network.
 
     $$ \min_{W, \gamma} \; f(W, \gamma) + \lambda\, r(\gamma) $$
@@ -110,14 +109,6 @@ class NetworkSlimming(SplitCallback):
         self._progress = 0.0  # share of the training that was over then
         self._handles: list[RemovableHandle] = []
 
-    def is_over(self, pl_module: pl.LightningModule) -> bool:
-        """Whether the module holds the slim network."""
-        return self._cutting.is_over(pl_module)
-
-    def uncut(self, pl_module: pl.LightningModule) -> AbstractContextManager[None]:
-        """Inside this context the module holds the network as it was right before the cut."""
-        return self._cutting.uncut(pl_module)
-
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Share of scales (or of their copies) that are exactly zero, penalty and strengths."""
         if not self._scales:
@@ -135,14 +126,18 @@ class NetworkSlimming(SplitCallback):
         self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
         if stage == "fit":
             self._proximal = []
+        if cutter(trainer) is not self:
+            raise MisconfigurationException(
+                "NetworkSlimming cuts the whole network, but this Trainer has several. Keep one."
+            )
         self._copies.attach(pl_module)
-        self._cutting.attach(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         self._copies.detach()
-        self._cutting.detach(pl_module)
+        super().teardown(trainer, pl_module, stage)
         while self._handles:
             self._handles.pop().remove()
 
@@ -150,7 +145,7 @@ class NetworkSlimming(SplitCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the scales; none if they are cut already."""
         self._scales = []
-        if self._cutting.is_over(pl_module):
+        if self.is_over(pl_module):
             return
         check_end(self, trainer, self.penalty)
         self._scales = select_weights(pl_module, SCALES)
@@ -161,7 +156,7 @@ class NetworkSlimming(SplitCallback):
                     f"NetworkSlimming needs whole weights, but {s.name} is sharded. Use "
                     "strategy='ddp'."
                 )
-        self._cutting.begin(pl_module)
+        super().on_fit_start(trainer, pl_module)
         if self.update == "subgradient":
             return
         self._copies.start(self._scales)
@@ -213,43 +208,25 @@ class NetworkSlimming(SplitCallback):
         return slimming.split(weights, self.penalty.at(self._progress), self._step)
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """After the first batch: make sure that the network can be cut."""
-        if self._scales:
-            self._cutting.check(pl_module)
+    def settle(self) -> None:
+        """Let the module hold the copies of the scales for good."""
+        self._copies.settle()
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut; the module then holds the slim network."""
-        if not self._scales:
-            return
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, RelaxedVariableSplitting):
-                other.settle()
-        self._copies.settle()
-        self._cutting.cut(trainer, pl_module, self._settings())
+        super().on_train_end(trainer, pl_module)
         self._copies.start([])
         self._scales, self._proximal = [], []
-
-    def _settings(self) -> dict[str, str]:
-        names = ("penalty", "lam", "update", "beta")
-        return {name: str(getattr(self, name)) for name in names}
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
-            "cut": self._cutting.state(),
             "step": self._step,
             "progress": self._progress,
             "weights": self._copies.state(),
             "copies": list(self._proximal),
+            **self.cut_state(),
         }
 
     @override

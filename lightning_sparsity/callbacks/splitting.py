@@ -20,6 +20,8 @@ from lightning_sparsity.callbacks.conditions import (
     progress,
 )
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
+from lightning_sparsity.callbacks.cut_callback import CutCallback, cuts_by_default, is_slim
+from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
@@ -29,7 +31,7 @@ from lightning_sparsity.selection import Select, Selected, check_finite, select_
 _WORTH_COMPILING = 2e10
 
 
-class RelaxedVariableSplitting(SplitCallback):
+class RelaxedVariableSplitting(CutCallback, SplitCallback):
     r"""Train weights sparse by splitting them: $w$ learns, its copy $u$ is sparse.
 
     $$ \min_{w, u} \; f(w) + \lambda\, r(u) + \tfrac{\beta}{2} \|w - u\|^2, \qquad u =
@@ -55,6 +57,9 @@ class RelaxedVariableSplitting(SplitCallback):
             $w \mathrel{-}= \eta \beta (w - u)$: right for adaptive optimizers.
         compiled: Run the step as one compiled kernel. `"auto"`: for penalties on entries in runs
             long enough to earn the compile time back.
+        cut: Whether what is zero then leaves the network: whole rows and columns of weights. The
+            module holds the slim network, and the folder `slim` its files, as for
+            `NetworkSlimming`. Default: for groups of channels yes, for entries no.
 
     Raises:
         ValueError: Before training, if a number is out of range, a pattern matches nothing, the
@@ -80,6 +85,7 @@ class RelaxedVariableSplitting(SplitCallback):
         groups: Groups = "entries",
         update: Literal["gradient", "decoupled"] = "gradient",
         compiled: bool | Literal["auto"] = "auto",
+        cut: bool | None = None,
     ) -> None:
         splitting.check_strengths(at(lam, 0), at(beta, 0))
         check_fit(penalty, groups)
@@ -93,6 +99,7 @@ class RelaxedVariableSplitting(SplitCallback):
         self.groups: Groups = groups
         self.update = update
         self.compiled = compiled
+        self._cutting = Cutting(self, None) if cuts_by_default(groups, cut) else None
         self._copies = Copies(self, self._make_copies)
         self._handles: list[RemovableHandle] = []
         self._step: float | None = None  # lam / beta of the last update; None if never trained
@@ -118,6 +125,8 @@ class RelaxedVariableSplitting(SplitCallback):
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Sparsity, penalty, gap and strengths of the current split, as scalars."""
+        if not self.weights:
+            return {}
         lam, beta = self.strengths(trainer)
         parts = [
             splitting.measure(s.weight.detach(), self._penalty, lam / beta, axis=s.axis)
@@ -131,6 +140,7 @@ class RelaxedVariableSplitting(SplitCallback):
         check_order(self, trainer)
         self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
         self._copies.attach(pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._step = None
 
@@ -138,12 +148,17 @@ class RelaxedVariableSplitting(SplitCallback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         self._copies.detach()
+        super().teardown(trainer, pl_module, stage)
         while self._handles:
             self._handles.pop().remove()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the weights, check them, and start from `w`."""
+        """Find the weights, check them, and start from `w`; none if their channels are cut."""
+        self._copies.start([])
+        if self.groups != "entries" and is_slim(trainer, pl_module):
+            return
+        super().on_fit_start(trainer, pl_module)
         self._copies.start(select_weights(pl_module, self.select, self.groups))
         check_finite(self.weights)
         lam, beta = self.strengths(trainer)
@@ -164,6 +179,8 @@ class RelaxedVariableSplitting(SplitCallback):
         entries = sum(s.weight.numel() for s in self.weights)
         worth = entries * trainer.estimated_stepping_batches >= _WORTH_COMPILING
         wanted = worth if self.compiled == "auto" else self.compiled
+        if not self.weights:
+            return
         largest = max((s.weight.detach() for s in self.weights), key=Tensor.numel)
         step = lam / beta or 1e-6  # a schedule may begin at zero
         in_place = self.update == "decoupled"
@@ -204,7 +221,11 @@ class RelaxedVariableSplitting(SplitCallback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the sparse copy take the place of the weights; what is saved now holds both."""
+        """Let the sparse copy take the place of the weights; what is saved now holds both.
+
+        After a cut the module holds the slim network, and nothing else.
+        """
+        super().on_train_end(trainer, pl_module)
         self._copies.hold()
 
     @override
@@ -212,6 +233,7 @@ class RelaxedVariableSplitting(SplitCallback):
         """For good, also where there was nothing left to train."""
         self.settle()
 
+    @override
     def settle(self) -> None:
         """Let the module hold the sparse copy for good; there is no way back to `w`."""
         self._copies.settle()
@@ -224,7 +246,12 @@ class RelaxedVariableSplitting(SplitCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         weights = self._copies.state()
-        return {"step": self._step, "progress": self._progress, "weights": weights}
+        return {
+            "step": self._step,
+            "progress": self._progress,
+            "weights": weights,
+            **self.cut_state(),
+        }
 
     @override
     def on_load_checkpoint(

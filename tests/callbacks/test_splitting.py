@@ -211,7 +211,9 @@ def test_penalties_on_rows_drop_whole_channels(
     net, recorder = tiny_net(), Recorder()
     threshold = net.model.conv2.weight.detach().movedim(axis, 0).flatten(1).norm(dim=1).median()
     step = float(threshold if penalty == GroupLasso() else threshold**2 / 2)
-    callback = RelaxedVariableSplitting(penalty, step / 16, 1 / 16, select="conv2", groups=groups)
+    callback = RelaxedVariableSplitting(
+        penalty, step / 16, 1 / 16, select="conv2", groups=groups, cut=False
+    )
     trainer(callback, recorder, max_epochs=1).fit(net)
     dropped = net.model.conv2.weight.movedim(axis, 0).flatten(1).eq(0)
     assert 0 < dropped.all(1).sum() < len(dropped)

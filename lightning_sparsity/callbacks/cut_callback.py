@@ -1,0 +1,106 @@
+"""What callbacks have in common that cut the network when training ends: one of them does."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from lightning_sparsity.callbacks.cutting import Cutting
+from lightning_sparsity.groups import Groups
+
+
+class CutCallback(Callback):
+    """A callback that cuts the network when training ends, or leaves that to another one.
+
+    In a Trainer one callback cuts, what all of them made zero: the one with a budget, if there is
+    one (`NetworkSlimming`), or else the first.
+    """
+
+    _cutting: Cutting | None
+
+    def is_over(self, pl_module: pl.LightningModule) -> bool:
+        """Whether the module holds the slim network that this callback has cut."""
+        return self._cutting is not None and self._cutting.is_over(pl_module)
+
+    def uncut(self, pl_module: pl.LightningModule) -> AbstractContextManager[None]:
+        """Inside this context the module holds the network as it was right before the cut."""
+        if self._cutting is None:
+            raise ValueError(f"{type(self).__name__} does not cut networks.")
+        return self._cutting.uncut(pl_module)
+
+    def settle(self) -> None:
+        """Let the module hold for good what this callback has made sparse."""
+
+    def cut_state(self) -> dict[str, Any]:
+        """What a checkpoint needs to know of the cut."""
+        return {} if self._cutting is None else {"cut": self._cutting.state()}
+
+    def settings(self) -> dict[str, str]:
+        """What the report of a cut says of the arguments."""
+        names = ("penalty", "lam", "beta", "select", "groups", "update")
+        return {name: str(getattr(self, name)) for name in names if hasattr(self, name)}
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make checkpoints of either shape fit."""
+        if self._cutting is not None and cutter(trainer) is self:
+            self._cutting.attach(pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        if self._cutting is not None and cutter(trainer) is self:
+            self._cutting.detach(pl_module)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what the network is called with, unless it is cut already."""
+        if self._cutting is not None and cutter(trainer) is self and not self.is_over(pl_module):
+            self._cutting.begin(pl_module)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After the first batch: make sure that the network can be cut."""
+        if self._cutting is not None:
+            self._cutting.check(pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut; the module then holds the slim network."""
+        if self._cutting is None or not self._cutting.begun:
+            return
+        for callback in _cut_callbacks(trainer):
+            callback.settle()
+        self._cutting.cut(trainer, pl_module, self.settings())
+
+
+def cuts_by_default(groups: Groups, cut: bool | None) -> bool:
+    """Whether to cut: by default where whole channels become zero."""
+    return groups != "entries" if cut is None else cut
+
+
+def cutter(trainer: pl.Trainer) -> CutCallback | None:
+    """The callback of a Trainer that cuts."""
+    able = [(c, c._cutting) for c in _cut_callbacks(trainer) if c._cutting is not None]
+    ranking = [c for c, cutting in able if cutting.amount is not None]
+    return next(iter([*ranking, *(c for c, _ in able)]), None)
+
+
+def is_slim(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Whether the module holds a slim network that a callback of the Trainer has cut."""
+    return any(callback.is_over(pl_module) for callback in _cut_callbacks(trainer))
+
+
+def _cut_callbacks(trainer: pl.Trainer) -> Iterator[CutCallback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return (callback for callback in callbacks if isinstance(callback, CutCallback))
