@@ -6,7 +6,9 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_sparsity.groups import Groups
 from lightning_sparsity.penalties import Penalty
 
 
@@ -52,3 +54,12 @@ def check_rates(rates: Iterable[float], beta: float) -> None:
                 f"update='decoupled' needs lr * beta <= 1, got lr={rate} and beta={beta}. "
                 "Lower beta."
             )
+
+
+def warn_of_death(callback: Callback, lam: float, groups: Groups, name: str) -> None:
+    """Say that a penalty leaves nothing of a weight."""
+    kept = "" if groups == "entries" else ", so the largest is kept"
+    rank_zero_warn(
+        f"{type(callback).__name__} with lam={lam:g} leaves none of the "
+        f"{groups.replace('_', ' ')} of {name!r}{kept}. Lower lam, or exclude the weight."
+    )

@@ -71,8 +71,14 @@ class CutCallback(Callback):
         batch_idx: int,
     ) -> None:
         """After the first batch: make sure that the network can be cut."""
-        if self._cutting is not None:
+        if self._cutting is None:
+            return
+        try:
             self._cutting.check(pl_module)
+        except ValueError as error:
+            if self._cutting.amount is not None:
+                raise
+            raise ValueError(f"{error} Training without a cut: cut=False.") from error
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

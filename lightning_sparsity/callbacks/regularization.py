@@ -7,14 +7,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import regularization
-from lightning_sparsity.callbacks.conditions import check_end, check_order, epoch, progress
+from lightning_sparsity.callbacks.conditions import (
+    check_end,
+    check_order,
+    epoch,
+    progress,
+    warn_of_death,
+)
 from lightning_sparsity.callbacks.cut_callback import CutCallback, cuts_by_default, is_slim
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit, groups_first
@@ -196,12 +201,7 @@ class Regularization(CutCallback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say which weights the penalty has wiped out."""
         for name in [name for name, dead in self._dead.items() if bool(dead)]:
-            rank_zero_warn(
-                f"Regularization({self.penalty!r}) with lam={self.strength(trainer):g} leaves none "
-                f"of the {self.groups.replace('_', ' ')} of {name!r}"
-                f"{'' if self.groups == 'entries' else ', so the largest is kept'}. "
-                "Lower lam, or exclude the weight."
-            )
+            warn_of_death(self, self.strength(trainer), self.groups, name)
 
     @torch.no_grad()
     @override

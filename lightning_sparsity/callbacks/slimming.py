@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_sparsity import slimming
 from lightning_sparsity.callbacks.conditions import check_end, check_order, progress
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
-from lightning_sparsity.callbacks.cut_callback import CutCallback, cutter
+from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
@@ -126,10 +126,6 @@ class NetworkSlimming(CutCallback, SplitCallback):
         self.teardown(trainer, pl_module, stage)  # what an interrupted run has left
         if stage == "fit":
             self._proximal = []
-        if cutter(trainer) is not self:
-            raise MisconfigurationException(
-                "NetworkSlimming cuts the whole network, but this Trainer has several. Keep one."
-            )
         self._copies.attach(pl_module)
         super().setup(trainer, pl_module, stage)
 

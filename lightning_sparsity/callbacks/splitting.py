@@ -18,6 +18,7 @@ from lightning_sparsity.callbacks.conditions import (
     check_order,
     check_rates,
     progress,
+    warn_of_death,
 )
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
 from lightning_sparsity.callbacks.cut_callback import CutCallback, cuts_by_default, is_slim
@@ -218,6 +219,17 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
     def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
         owned = {id(p) for group in param_groups for p in group["params"]}
         return [s for s in self.weights if id(s.weight) in owned]
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say which weights have no channel left in their copy."""
+        lam, beta = self.strengths(trainer)
+        for s in self.weights:
+            if s.axis is not None:
+                weight = s.weight.detach()
+                found = splitting.measure(weight, self._penalty, lam / beta, axis=s.axis)
+                if int(found.zeros) == found.entries:
+                    warn_of_death(self, lam, self.groups, s.name)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from lightning_sparsity.data.augment import Chain, CropAndFlip, Normalize
+from lightning_sparsity.data.augment import Chain, CropAndFlip, Distortion, Normalize
 from lightning_sparsity.data.loader import Augment, TensorLoader
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "SVHN", "FashionMNIST", "VisionData"]
@@ -31,7 +31,7 @@ class VisionData(LightningDataModule, ABC):
         val: Number of validation images, at least 1.
         augment: Whether training images are distorted at random: shifted by up to 4 pixels (2 for
             28 x 28 images) and, where that keeps the class, mirrored. `None` does what the papers
-            do: yes for CIFAR, no for the others.
+            do: yes for CIFAR, no for the others. Or what to do instead, for example `Warp()`.
         normalize: Whether each channel is brought to about zero mean and unit variance, by the
             constants of the papers. If not, images are in [0, 1].
         download: Whether files that are missing are fetched.
@@ -53,7 +53,7 @@ class VisionData(LightningDataModule, ABC):
     input_shape: ClassVar[tuple[int, int, int]]
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
-    distortion: ClassVar[CropAndFlip]
+    distortion: ClassVar[Distortion]
     augmented_in_papers: ClassVar[bool] = False
 
     def __init__(
@@ -62,7 +62,7 @@ class VisionData(LightningDataModule, ABC):
         *,
         batch_size: int = 128,
         val: int = 5000,
-        augment: bool | None = None,
+        augment: bool | Distortion | None = None,
         normalize: bool = True,
         download: bool = False,
         seed: int = 0,
@@ -113,7 +113,8 @@ class VisionData(LightningDataModule, ABC):
         # Whoever overfits on a few batches wants the same ones in every epoch.
         trainer: Any = self.trainer  # whose `overfit_batches` is hidden from type checkers
         overfit = trainer is not None and trainer.overfit_batches > 0
-        steps: list[Augment] = [self.distortion] if self.augment else []
+        distortion = self.augment if isinstance(self.augment, Distortion) else self.distortion
+        steps: list[Augment] = [distortion] if self.augment else []
         return self._loader("train", steps, shuffle=not overfit)
 
     @override
@@ -257,7 +258,7 @@ class SVHN(VisionData):
         extra: bool = False,
         batch_size: int = 128,
         val: int = 5000,
-        augment: bool | None = None,
+        augment: bool | Distortion | None = None,
         normalize: bool = True,
         download: bool = False,
         seed: int = 0,
