@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sparsity.penalties.base import Acts, Penalty
+from lightning_sparsity.penalties.thresholding import Number
 
 __all__ = ["L0Ball"]
 
@@ -72,10 +73,10 @@ class L0Ball(Penalty):
     def _slope(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
         return x.masked_fill(self._smallest(x), 0.0)
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         return torch.where(self._smallest(x), x, 0.0)
 
     def _smallest(self, x: Tensor) -> Tensor:

@@ -25,10 +25,12 @@ class Elementwise(Penalty):
     r"""A sum over entries, given by a function $\rho(t)$ of the magnitude $t = |x_i| \ge 0$.
 
     The prox comes in two parts, so that a kernel compiled once serves every step: `numbers` decides
-    the regime and works out thresholds in Python, `removed` applies them to tensors.
+    the regime and works out thresholds, `removed` applies them to tensors. With one step per entry
+    the numbers are tensors too: `thresholding.choose` decides for both.
     """
 
     acts: ClassVar[Acts] = "entries"
+    has_metric_prox = True
     removed: ClassVar[Callable[..., Tensor]]
     """`removed(t, *numbers)` is `t - prox(t)` for magnitudes `t`: a formula of `thresholding`."""
 
@@ -41,10 +43,10 @@ class Elementwise(Penalty):
         """The derivative of `rho` at `t > 0`."""
 
     @abstractmethod
-    def numbers(self, step: float) -> tuple[float, ...]:
-        """The constants of the prox for one step, the regime decided."""
+    def numbers(self, step: Number) -> tuple[Number, ...]:
+        """The constants of the prox for one step, or one per entry, the regime decided."""
 
-    def quick_numbers(self, step: float) -> tuple[float, ...]:
+    def quick_numbers(self, step: Number) -> tuple[Number, ...]:
         """The constants of `quick` for one step."""
         return self.numbers(step)
 
@@ -53,7 +55,7 @@ class Elementwise(Penalty):
         """`x - prox(x)` from `quick_numbers`: the hot path of training, in the precision of `x`."""
         return torch.copysign(cls.removed(x.abs(), *numbers), x)
 
-    def prox_of_magnitude(self, t: Tensor, step: float) -> Tensor:
+    def prox_of_magnitude(self, t: Tensor, step: Number) -> Tensor:
         """The prox for magnitudes: never negative, exactly zero at and below the threshold."""
         return (t - self.removed(t, *self.numbers(step))).clamp(min=0.0)
 
@@ -63,10 +65,10 @@ class Elementwise(Penalty):
     def _slope(self, x: Tensor) -> Tensor:
         return torch.where(x == 0, 0.0, x.sign() * self.slope(x.abs()))
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
         return x.sign() * self.prox_of_magnitude(x.abs(), step)
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         return self.quick(x, *self.quick_numbers(step))
 
 
@@ -94,8 +96,8 @@ class L0(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
-        return (math.sqrt(2 * step),)
+    def numbers(self, step: Number) -> tuple[Number, ...]:
+        return ((2 * step) ** 0.5,)
 
     removed = staticmethod(thresholding.hard)
 
@@ -128,7 +130,7 @@ class L1(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
+    def numbers(self, step: Number) -> tuple[Number, ...]:
         return (step,)
 
     removed = staticmethod(thresholding.soft)
@@ -177,7 +179,7 @@ class Lp(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return self.p * t ** (self.p - 1)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
+    def numbers(self, step: Number) -> tuple[Number, ...]:
         jump = (2 * step * (1 - self.p)) ** (1 / (2 - self.p))
         return jump + step * self.p * jump ** (self.p - 1), jump, step, self.p
 
@@ -218,19 +220,20 @@ class TransformedL1(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return self.a * (self.a + 1) / (self.a + t).square()
 
-    def numbers(self, step: float) -> tuple[float, ...]:
+    def numbers(self, step: Number) -> tuple[Number, ...]:
         a = self.a
-        if step <= a * a / (2 * (a + 1)):
-            threshold = step * (a + 1) / a
-        else:
-            threshold = math.sqrt(2 * step * (a + 1)) - a / 2
+        continuous = step <= a * a / (2 * (a + 1))
+        jumping = (2 * step * (a + 1)) ** 0.5 - a / 2
+        threshold = thresholding.choose(continuous, step * (a + 1) / a, jumping)
         return threshold, a, 6.75 * step * a * (a + 1)
 
     removed = staticmethod(thresholding.transformed_l1)
 
-    def quick_numbers(self, step: float) -> tuple[float, ...]:
-        threshold, a, quarter = self.numbers(step)
-        return thresholding.transformed_l1_series(threshold, a, quarter) or (threshold, a, quarter)
+    def quick_numbers(self, step: Number) -> tuple[Number, ...]:
+        numbers = self.numbers(step)
+        if isinstance(step, Tensor):
+            return numbers
+        return thresholding.transformed_l1_series(*numbers) or numbers
 
     @classmethod
     def quick(cls, x: Tensor, *numbers: Number) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_sparsity.penalties import thresholding
 from lightning_sparsity.penalties.elementwise import Elementwise, check_positive
+from lightning_sparsity.penalties.thresholding import Number, choose
 
 __all__ = ["MCP", "SCAD", "LogSum"]
 
@@ -50,10 +51,11 @@ class MCP(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return (1 - t / self.knot).clamp(min=0.0)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
-        if step >= self.knot:
-            return math.sqrt(self.knot * step), step, 0.0, 0.0, self.knot
-        return step, step, 0.0, step / (self.knot - step), self.knot
+    def numbers(self, step: Number) -> tuple[Number, ...]:
+        firm = step < self.knot
+        threshold = choose(firm, step, (self.knot * step) ** 0.5)
+        slope = step / choose(firm, self.knot - step, math.inf)
+        return threshold, step, 0.0, slope, self.knot
 
     removed = staticmethod(thresholding.firm)
 
@@ -100,12 +102,13 @@ class SCAD(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return ((self.knot - t) / self._width).clamp(0.0, 1.0)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
-        if step < self._width:
-            return step, step, self.knee + step, step / (self._width - step), self.knot
-        if step < self.knot + self.knee:
-            return step, step, (self.knot + self.knee + step) / 2, 0.0, self.knot
-        return math.sqrt(step * (self.knot + self.knee)), step, 0.0, 0.0, self.knot
+    def numbers(self, step: Number) -> tuple[Number, ...]:
+        both = self.knot + self.knee
+        continuous, soft = step < self._width, step < both
+        threshold = choose(soft, step, (step * both) ** 0.5)
+        soft_until = choose(continuous, self.knee + step, choose(soft, (both + step) / 2, 0.0))
+        slope = step / choose(continuous, self._width - step, math.inf)
+        return threshold, step, soft_until, slope, self.knot
 
     removed = staticmethod(thresholding.firm)
 
@@ -122,7 +125,7 @@ class LogSum(Elementwise):
     $$ r(x) = \sum_i \ln(1 + |x_i| / \varepsilon) $$
 
     For $\sqrt{\text{step}} \le \varepsilon$ the prox is continuous with threshold $\text{step} /
-    \varepsilon$; beyond, it jumps at a threshold without closed form, found by bisection.
+    \varepsilon$; beyond, it jumps at a threshold without closed form, found by Newton's method.
 
     Args:
         eps: Magnitude below which it acts like l1, above 0, in units of the weights.
@@ -148,7 +151,7 @@ class LogSum(Elementwise):
     def slope(self, t: Tensor) -> Tensor:
         return 1 / (self.eps + t)
 
-    def numbers(self, step: float) -> tuple[float, ...]:
+    def numbers(self, step: Number) -> tuple[Number, ...]:
         return thresholding.log_sum_threshold(step, self.eps), step, self.eps
 
     removed = staticmethod(thresholding.log_sum)

@@ -4,47 +4,79 @@ r"""Penalties on vectors: on the rows of a matrix, one row per group, or on a wh
 steps are the same.
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_sparsity.penalties.base import Acts, Penalty
 from lightning_sparsity.penalties.elementwise import L0, L1, Elementwise
+from lightning_sparsity.penalties.thresholding import Number
 
 __all__ = ["ExclusiveLasso", "GroupLasso", "Grouped", "L1MinusL2"]
 
 
 class Radial(Penalty):
-    r"""A sum over rows of a function of their lengths: $r(x) = \sum_g \rho(\|x_g\|_2)$.
+    r"""A sum over rows of a function of their lengths: $r(x) = \sum_g c\, \rho(\|x_g\|_2)$.
 
-    The prox keeps the direction of a row and applies the prox of $\rho$ to its length.
+    $c = 1$, or $\sqrt M$ for `weighted` rows of $M$ entries. The prox keeps the direction of a row
+    and applies the prox of $c\,\rho$ to its length. One step per entry turns the row:
+
+    $$ \operatorname{prox}(x)_i = \frac{x_i}{1 + \text{step}_i / \theta}, \qquad
+       \theta = \frac{\|\operatorname{prox}(x)\|_2}{c\,\rho'(\|\operatorname{prox}(x)\|_2)} $$
     """
 
     acts: ClassVar[Acts] = "rows"
+    weighted: bool
 
     @property
     @abstractmethod
     def of_length(self) -> Elementwise:
         """The elementwise penalty that acts on the lengths."""
 
+    @property
+    @override
+    def has_metric_prox(self) -> bool:
+        """Whether the ratio of length and slope is known: for l1 and l0."""
+        return isinstance(self.of_length, L0 | L1)
+
+    def weight(self, x: Tensor) -> float:
+        """The factor of the term of every row of `x`."""
+        return math.sqrt(x.shape[1]) if self.weighted else 1.0
+
     def _value(self, x: Tensor) -> Tensor:
-        return self.of_length.rho(lengths(x)).sum()
+        return self.weight(x) * self.of_length.rho(lengths(x)).sum()
 
     def _slope(self, x: Tensor) -> Tensor:
         length = lengths(x)
-        return directions(x, length) * torch.where(length > 0, self.of_length.slope(length), 0.0)
+        slope = self.weight(x) * self.of_length.slope(length)
+        return directions(x, length) * torch.where(length > 0, slope, 0.0)
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
+        step = step * self.weight(x)
+        if isinstance(step, Tensor):
+            return x / (1 + step / self._ratio(x, step))
         length = lengths(x)
         return directions(x, length) * self.of_length.prox_of_magnitude(length, step)
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
+        step = step * self.weight(x)
+        if isinstance(step, Tensor):
+            return x / (1 + self._ratio(x, step) / step)
         length = lengths(x)
         removed = self.of_length.removed(length, *self.of_length.numbers(step))
         return x * (removed / length.clamp(min=_tiny(x)))
+
+    def _ratio(self, x: Tensor, step: Tensor) -> Tensor:
+        r"""The $\theta$ of every row, shape `(G, 1)`: zero where the row vanishes."""
+        if isinstance(self.of_length, L0):
+            dropped = (x * (x / step)).sum(1, keepdim=True) <= 2
+            return torch.where(dropped, 0.0, torch.inf).to(x.dtype)
+        return metric_length(x, step)
 
 
 @final
@@ -52,17 +84,31 @@ class Radial(Penalty):
 class GroupLasso(Radial):
     r"""The sum of the lengths of the rows (l2,1): drops whole rows, shrinks those it keeps.
 
-    $$ r(x) = \sum_g \|x_g\|_2, \qquad \operatorname{prox}(x)_g = x_g \max(1 - \text{step} /
-    \|x_g\|_2,\, 0) $$
+    $$ r(x) = c \sum_g \|x_g\|_2, \qquad
+       \operatorname{prox}(x)_g = x_g \max(1 - c\,\text{step} / \|x_g\|_2,\, 0), \qquad
+       c = \begin{cases} \sqrt M & \text{weighted} \\ 1 & \text{else} \end{cases} $$
+
+    With one step per entry a row vanishes for $\|x_g / (c\,\text{step}_g)\|_2 \le 1$; else
+
+    $$ \operatorname{prox}(x)_i = \frac{\theta\, x_i}{\theta + c\,\text{step}_i}, \qquad
+       \sum_i \Big(\frac{x_i}{\theta + c\,\text{step}_i}\Big)^2 = 1. $$
+
+    Args:
+        weighted: Weigh every row by the root of its number of entries $M$, which makes one `lam`
+            fit layers of different widths.
 
     Shape:
         `x` is a matrix `(G, M)` with one row per group.
 
     Reference: M. Yuan, Y. Lin, Model selection and estimation in regression with grouped variables,
-        J. R. Stat. Soc. B 68(1), 2006.
+        J. R. Stat. Soc. B 68(1), 2006. T. Deleu, Y. Bengio, Structured sparsity inducing adaptive
+        optimizers for deep learning, 2021, arXiv:2102.03869 (one step per entry).
     """
 
+    weighted: bool = False
+
     @property
+    @override
     def of_length(self) -> Elementwise:
         """Plain l1: a length is its own magnitude."""
         return L1()
@@ -73,11 +119,15 @@ class GroupLasso(Radial):
 class Grouped(Radial):
     r"""Any elementwise penalty on the lengths of the rows: group l0, group transformed l1, ...
 
-    $$ r(x) = \sum_g \rho(\|x_g\|_2), \qquad
-       \operatorname{prox}(x)_g = \frac{x_g}{\|x_g\|_2} \operatorname{prox}_\rho(\|x_g\|_2) $$
+    $$ r(x) = c \sum_g \rho(\|x_g\|_2), \qquad
+       \operatorname{prox}(x)_g = \frac{x_g}{\|x_g\|_2} \operatorname{prox}_{c \rho}(\|x_g\|_2),
+       \qquad c = \begin{cases} \sqrt M & \text{weighted} \\ 1 & \text{else} \end{cases} $$
+
+    With one step per entry, group l0 keeps a row for $\sum_i x_i^2 / (c\,\text{step}_i) > 2$.
 
     Args:
         penalty: The penalty $\rho$ of a length, for example `L0()`.
+        weighted: Weigh every row by the root of its number of entries $M$.
 
     Shape:
         `x` is a matrix `(G, M)` with one row per group.
@@ -87,6 +137,7 @@ class Grouped(Radial):
     """
 
     penalty: Penalty = field(default_factory=L0)
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Elementwise):
@@ -96,6 +147,7 @@ class Grouped(Radial):
             )
 
     @property
+    @override
     def of_length(self) -> Elementwise:
         """The penalty that was given."""
         assert isinstance(self.penalty, Elementwise)
@@ -109,9 +161,12 @@ class ExclusiveLasso(Penalty):
 
     $$ r(x) = \tfrac12 \sum_g \|x_g\|_1^2 $$
 
-    The prox is soft thresholding at $\text{step}\, S_n / (1 + \text{step}\, n)$, with $S_n$ the sum
-    of the $n$ largest magnitudes of the row and $n$ the last rank whose magnitude lies above that
-    level.
+    The prox is soft thresholding at $\text{step}_i\, S_n$ with
+
+    $$ S_n = \frac{\sum_{i \le n} |x_i|}{1 + \sum_{i \le n} \text{step}_i}, $$
+
+    the sums over the entries of the row with the $n$ largest $|x_i| / \text{step}_i$, and $n$ the
+    last rank where that ratio lies above $S_n$.
 
     Shape:
         `x` is a matrix `(G, M)` with one row per group.
@@ -122,6 +177,7 @@ class ExclusiveLasso(Penalty):
     """
 
     acts: ClassVar[Acts] = "rows"
+    has_metric_prox = True
 
     def _value(self, x: Tensor) -> Tensor:
         return 0.5 * x.abs().sum(1).square().sum()
@@ -129,16 +185,17 @@ class ExclusiveLasso(Penalty):
     def _slope(self, x: Tensor) -> Tensor:
         return x.sign() * x.abs().sum(1, keepdim=True)
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
         return x - self._shrinkage(x, step)
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         t = x.abs()
-        largest = t.sort(1, descending=True).values
-        rank = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
-        levels = step * largest.cumsum(1) / (1 + step * rank)
-        count = (largest > levels).sum(1, keepdim=True).clamp(min=1)
-        return torch.copysign(torch.minimum(t, levels.gather(1, count - 1)), x)
+        if not isinstance(step, Tensor):
+            step = x.new_tensor(step).expand_as(x)
+        ratios, order = (t / step).sort(1, descending=True)
+        sums = t.gather(1, order).cumsum(1) / (1 + step.gather(1, order).cumsum(1))
+        count = (ratios > sums).sum(1, keepdim=True).clamp(min=1)
+        return torch.copysign(torch.minimum(t, step * sums.gather(1, count - 1)), x)
 
 
 @final
@@ -187,10 +244,11 @@ class L1MinusL2(Penalty):
     def _slope(self, x: Tensor) -> Tensor:
         return self.slope_of_rows(x.reshape(1, -1)).reshape(x.shape)
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
+        assert not isinstance(step, Tensor)
         return prox_l1_minus_l2(x.reshape(1, -1), step, self.alpha * step).reshape(x.shape)
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         return x - self._prox(x, step)
 
 
@@ -206,6 +264,31 @@ def directions(x: Tensor, length: Tensor) -> Tensor:
 
 def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
+
+
+def metric_length(x: Tensor, step: Tensor) -> Tensor:
+    r"""The $\theta$ of the group lasso with one step per entry, at least 0, shape `(G, 1)`.
+
+    Newton's method for $1 / \|x / (\theta + \text{step})\| = 1$, whose left side is concave and
+    rises: monotone from every bound below, and done at once where all steps of a row are equal.
+    """
+    longer = lengths(x) - step.amax(1, keepdim=True)
+    theta = torch.maximum(longer, (x.abs() - step).amax(1, keepdim=True)).clamp(min=0.0)
+    close = 0.25 * torch.finfo(x.dtype).eps ** 0.5  # what is left is its square
+    for _ in range(_NEWTON_STEPS):
+        inverse = (theta + step).reciprocal_()
+        shares = x * inverse
+        length = lengths(shares)
+        rise = shares.square_().mul_(inverse).sum(1, keepdim=True).clamp(min=_tiny(x))
+        before = theta
+        theta = (theta + length.square() * (length - 1) / rise).clamp(min=0.0)
+        if not ((theta - before).abs() > close * theta).any():
+            break
+    return theta
+
+
+# A bound: where it is slowest, a step still gains a factor of 3/2.
+_NEWTON_STEPS = 200
 
 
 def prox_l1_minus_l2(x: Tensor, step: float, gain: float) -> Tensor:

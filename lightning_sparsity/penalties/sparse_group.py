@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_sparsity.penalties.base import Acts, Penalty
 from lightning_sparsity.penalties.elementwise import L0, L1, Elementwise
@@ -17,6 +18,7 @@ from lightning_sparsity.penalties.group import (
     lengths,
     prox_l1_minus_l2,
 )
+from lightning_sparsity.penalties.thresholding import Number
 
 __all__ = ["SparseGroup"]
 
@@ -30,8 +32,8 @@ class SparseGroup(Penalty):
 
     The prox is exact for `element=L1()` or `L0()` with any group penalty, and for `L1MinusL2`
     (taken of each row) with `GroupLasso`. Composing two proxes gives the prox of the sum only for
-    l1, so every other pair is refused by
-    name: split its element part and regularise the group part instead.
+    l1, so every other pair is refused by name: split its element part and regularise the group part
+    instead. With one step per entry it is exact for `L1()` with `GroupLasso()` or `Grouped(L0())`.
 
     Args:
         element: The penalty $e$ on entries.
@@ -55,6 +57,12 @@ class SparseGroup(Penalty):
     group: Penalty = field(default_factory=GroupLasso)
     group_weight: float = 1.0
     acts: ClassVar[Acts] = "rows"
+
+    @property
+    @override
+    def has_metric_prox(self) -> bool:
+        """Whether soft thresholding may be followed by the metric prox of the group penalty."""
+        return isinstance(self.element, L1) and self.group.has_metric_prox
 
     def __post_init__(self) -> None:
         if not isinstance(self.element, Elementwise | L1MinusL2):
@@ -83,11 +91,14 @@ class SparseGroup(Penalty):
             element = self.element.subgradient(x)
         return element + self.group_weight * self.group.subgradient(x)
 
-    def _prox(self, x: Tensor, step: float) -> Tensor:
+    def _prox(self, x: Tensor, step: Number) -> Tensor:
         group_step = step * self.group_weight
         if isinstance(self.element, L1):
-            return self.group.prox(self.element.prox(x, step), group_step)
-        if isinstance(self.element, L0) and isinstance(self.group, Radial):
+            return self.group._prox(self.element._prox(x, step), group_step)
+        assert isinstance(self.group, Radial)
+        assert not isinstance(step, Tensor)
+        group_step = step * self.group_weight * self.group.weight(x)
+        if isinstance(self.element, L0):
             return _prox_l0_and_length(x, step, self.group.of_length, group_step)
         if isinstance(self.element, L1MinusL2) and isinstance(self.group, GroupLasso):
             return prox_l1_minus_l2(x, step, self.element.alpha * step - group_step)
@@ -96,7 +107,10 @@ class SparseGroup(Penalty):
             f"Use splitting: the element in RelaxedVariableSplitting, the group beside it."
         )
 
-    def _shrinkage(self, x: Tensor, step: float) -> Tensor:
+    def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
+        if isinstance(self.element, L1):
+            removed = self.element._shrinkage(x, step)
+            return removed + self.group._shrinkage(x - removed, step * self.group_weight)
         return x - self._prox(x, step)
 
 

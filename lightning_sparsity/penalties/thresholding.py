@@ -1,13 +1,12 @@
 r"""What a prox takes away from a magnitude: $d = t - \operatorname{prox}(t)$, $t = |x|$.
 
 Closed forms as free functions. Each takes numbers that its penalty worked out once for a step (as
-floats, or as 0-dim tensors in a compiled kernel), in which every regime of the problem is already
-decided. At or below `threshold` all of $t$ goes. Wherever the minimiser $u$ is not zero, $d =
-\text{step} \cdot \rho'(u)$.
+floats, or as 0-dim tensors in a compiled kernel) or for one step per entry (as tensors of the shape
+of $t$), in which every regime of the problem is already decided. At or below `threshold` all of $t$
+goes. Wherever the minimiser $u$ is not zero, $d = \text{step} \cdot \rho'(u)$.
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -15,6 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Number = float | Tensor
+
+
+def choose(condition: bool | Tensor, yes: Number, no: Number) -> Number:
+    """`yes` where the condition holds and `no` elsewhere, for a number or for every entry."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
 
 
 def soft(t: Tensor, step: Number) -> Tensor:
@@ -73,24 +79,31 @@ def log_sum(t: Tensor, threshold: Number, step: Number, eps: Number) -> Tensor:
     return torch.where(t <= threshold, t, root)
 
 
-def bisect(falls: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero in `[low, high]`, to the last digit."""
-    while low < (middle := 0.5 * (low + high)) < high:
-        low, high = (middle, high) if falls(middle) > 0 else (low, middle)
-    return high
+def log_sum_threshold(step: Number, eps: float) -> Number:
+    r"""The magnitude above which the root of `log_sum` costs less than zero does.
 
-
-def log_sum_threshold(step: float, eps: float) -> float:
-    """The magnitude above which the root of `log_sum` costs less than zero does."""
-    if math.sqrt(step) <= eps:
+    Newton's method: what zero gains over the root $u$ is concave in $t$ with slope $-u$, and
+    negative from $t = \sqrt{2\,\text{step} \ln(1 + \text{step} / \varepsilon^2)}$ on, so it is
+    monotone from there.
+    """
+    continuous = step <= eps * eps * (1 + 1e-8)
+    if continuous is True:
         return step / eps
-
-    def gain_of_zero(t: float) -> float:
+    least, high = step**0.5 - eps, step / eps
+    t = (2 * step * _log1p(high / eps)) ** 0.5
+    t = choose(t < high, t, high)
+    for _ in range(_NEWTON_STEPS):
         s = t + eps
-        u = t - 2 * step / (s + math.sqrt(max(s * s - 4 * step, 0.0)))
-        return step * math.log1p(max(u, 0.0) / eps) + 0.5 * u * u - u * t
+        gap = s * s - 4 * step
+        u = t - 2 * step / (s + choose(gap > 0, gap, 0.0) ** 0.5)
+        u = choose(u > least, u, least)
+        gain_of_zero = step * _log1p(u / eps) + 0.5 * u * u - u * t
+        t = t + gain_of_zero / (u + 1e-9 * eps)
+    return choose(continuous, high, t)
 
-    return bisect(gain_of_zero, 2 * math.sqrt(step) - eps, step / eps)
+
+def _log1p(x: Number) -> Number:
+    return x.log1p() if isinstance(x, Tensor) else math.log1p(x)
 
 
 # Enough for float64 at every p and step; the brute-force law of the penalties would see fewer.

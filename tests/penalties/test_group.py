@@ -1,7 +1,8 @@
 """Penalties on rows and tensors against the formulas of the papers, one row at a time."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Context, Decimal, localcontext
 
 import pytest
 import torch
@@ -57,6 +58,96 @@ def test_group_lasso_shortens_every_row(step: float) -> None:
     close(GroupLasso().prox(ROWS, step), each(group_soft(y, step) for y in ROWS))
     close(Grouped(L1()).prox(ROWS, step), GroupLasso().prox(ROWS, step))
     assert GroupLasso().value(ROWS).item() == pytest.approx(sum(y.norm().item() for y in ROWS))
+
+
+def decimal_theta(x: list[float], step: list[float]) -> Decimal:
+    """The root of `sum (x / (theta + step))^2 = 1` by bisection in fifty digits, or zero."""
+    pairs = [(Decimal(a), Decimal(s)) for a, s in zip(x, step, strict=True)]
+
+    def excess(theta: Decimal) -> Decimal:
+        return sum(((a / (theta + s)) ** 2 for a, s in pairs), Decimal(-1))
+
+    low, high = Decimal(0), sum((abs(a) for a, _ in pairs), Decimal(0))
+    if excess(low) <= 0:
+        return low
+    while high - low > high * Decimal(10) ** -20:
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high
+
+
+def rows_with_steps() -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for i in range(300):
+        x = torch.randn(6, generator=generator).double() * 10.0 ** (i % 4 - 2)
+        share = torch.rand(6, generator=generator).double()
+        yield x, 10 ** (12 * share - 8) if i % 2 else x.norm() * (0.5 + share)
+    uneven = torch.tensor([1e-8, 1e4, 1.0, 1e-3, 1e2, 1e30]).double()
+    yield torch.tensor([1e-9, 9e3, 0.1, 0.0, 0.0, 1.0]).double(), uneven
+    yield torch.tensor([1e-7, 9999.0, 0.0, 0.0, 0.0, 0.0]).double(), uneven
+    yield torch.zeros(6).double(), uneven
+
+
+def test_group_lasso_with_one_step_per_entry_is_the_root_to_1e_10() -> None:
+    cases = list(rows_with_steps())
+    x, step = (each(tensors) for tensors in zip(*cases, strict=True))
+    ours, removed = GroupLasso().prox(x, step), GroupLasso().shrinkage(x, step)
+    zeros = 0
+    with localcontext(Context(prec=50)):
+        for a, s, u, d in zip(x.tolist(), step.tolist(), ours, removed, strict=True):
+            theta = decimal_theta(a, s)
+            zeros += theta == 0
+            exact = [Decimal(y) * theta / (theta + Decimal(t)) for y, t in zip(a, s, strict=True)]
+            taken = [Decimal(y) - v for y, v in zip(a, exact, strict=True)]
+            for mine, right in ((u, exact), (d, taken)):
+                expected = torch.tensor([float(v) for v in right], dtype=torch.float64)
+                torch.testing.assert_close(mine, expected, rtol=1e-10, atol=0)
+    assert 30 < zeros < 270
+
+
+def test_a_row_at_the_threshold_vanishes_and_one_above_it_hardly_survives() -> None:
+    x = torch.tensor([[3.0, 4.0], [6.0, 0.0], [3.0, 0.0], [0.0, 8.0]]).double()
+    step = torch.tensor([[5.0, 5.0], [6.0, 1e-8], [3.0, 1e4], [1e-8, 8.0]]).double()
+    assert not GroupLasso().prox(x, step).any()
+    assert torch.equal(GroupLasso().shrinkage(x, step), x)
+    above = GroupLasso().prox(x * (1 + 1e-9), step).norm(dim=1)
+    torch.testing.assert_close(above, 1e-9 * x.norm(dim=1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_group_l0_with_one_step_per_entry_weighs_the_squares(weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 4, generator=generator).double()
+    step = 10 ** (2 * torch.rand(300, 4, generator=generator).double() - 1)
+    gain = (x.square() / step).sum(1, keepdim=True) / 2
+    kept = gain > (2 if weighted else 1)
+    assert torch.equal(Grouped(L0(), weighted).prox(x, step), torch.where(kept, x, 0.0))
+    assert 30 < kept.sum() < 270
+
+
+def test_the_exclusive_lasso_with_one_step_per_entry_solves_its_equations() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(300, 5, generator=generator).double()
+    step = 10 ** (6 * torch.rand(300, 5, generator=generator).double() - 3)
+    u = ExclusiveLasso().prox(x, step)
+    level = step * u.abs().sum(1, keepdim=True)
+    close(u, x.sign() * (x.abs() - level).clamp(min=0))
+    assert 300 < (u == 0).sum() < 1200
+
+
+@every_step
+@pytest.mark.parametrize(
+    "make", [GroupLasso, lambda weighted: Grouped(TransformedL1(0.5), weighted)], ids=["l1", "tl1"]
+)
+def test_weighted_rows_count_by_the_root_of_their_entries(
+    make: Callable[[bool], Penalty], step: float
+) -> None:
+    plain, weighted = make(False), make(True)
+    close(weighted.value(ROWS), 2 * plain.value(ROWS))
+    close(weighted.subgradient(ROWS), 2 * plain.subgradient(ROWS))
+    close(weighted.prox(ROWS, step), plain.prox(ROWS, 2 * step))
+    close(weighted.shrinkage(ROWS, step), plain.shrinkage(ROWS, 2 * step))
+    close(SparseGroup(L1(), weighted, 0.3).value(ROWS), SparseGroup(L1(), plain, 0.6).value(ROWS))
 
 
 @every_step
@@ -192,9 +283,12 @@ def test_l1_minus_l2_with_another_group_penalty_is_refused() -> None:
         (lambda: L1MinusL2(-0.1), r"L1MinusL2 needs 0 <= alpha <= 1, got alpha=-0\.1"),
         (lambda: L1MinusL2(1.1), r"got alpha=1\.1"),
         (lambda: L1MinusL2(math.nan), "got alpha=nan"),
-        (lambda: Grouped(GroupLasso()), r"needs an elementwise penalty.*got GroupLasso\(\), which"),
+        (
+            lambda: Grouped(GroupLasso()),
+            r"needs an elementwise penalty.*got GroupLasso\(.*\), which",
+        ),
         (lambda: Grouped(L1MinusL2()), "which acts on tensor"),
-        (lambda: SparseGroup(GroupLasso()), r"on entries as element, got GroupLasso\(\)"),
+        (lambda: SparseGroup(GroupLasso()), r"on entries as element, got GroupLasso\("),
         (lambda: SparseGroup(L1(), L1()), r"GroupLasso\(\) or Grouped\(...\) as group, got L1\(\)"),
         (lambda: SparseGroup(L1(), ExclusiveLasso()), r"as group, got ExclusiveLasso\(\)"),
         (lambda: SparseGroup(group_weight=0.0), r"finite group_weight > 0, got group_weight=0\.0"),
