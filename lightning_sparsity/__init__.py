@@ -1,7 +1,8 @@
 """Train CNNs sparse with nonconvex penalties, as PyTorch Lightning callbacks.
 
-The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`) imports torch only;
-the callbacks are loaded the first time one of them is named.
+The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`,
+`lightning_sparsity.variance`) imports torch only; the callbacks are loaded the first time one of
+them is named.
 """
 
 from importlib import import_module
@@ -13,10 +14,17 @@ if TYPE_CHECKING:
         RelaxedVariableSplitting,
         SlimNetwork,
         SparsityMonitor,
+        VarianceGuidance,
     )
 
 __version__ = "0.1.0"
-__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SlimNetwork", "SparsityMonitor"]
+__all__ = [
+    "NetworkSlimming",
+    "RelaxedVariableSplitting",
+    "SlimNetwork",
+    "SparsityMonitor",
+    "VarianceGuidance",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

@@ -4,5 +4,12 @@ from lightning_sparsity.callbacks.monitor import SparsityMonitor
 from lightning_sparsity.callbacks.slim_network import SlimNetwork
 from lightning_sparsity.callbacks.slimming import NetworkSlimming
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
+from lightning_sparsity.callbacks.variance import VarianceGuidance
 
-__all__ = ["NetworkSlimming", "RelaxedVariableSplitting", "SlimNetwork", "SparsityMonitor"]
+__all__ = [
+    "NetworkSlimming",
+    "RelaxedVariableSplitting",
+    "SlimNetwork",
+    "SparsityMonitor",
+    "VarianceGuidance",
+]

@@ -1,13 +1,15 @@
 """What the callbacks ask of a Trainer: how far it is, and that nothing in it works against them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from lightning_sparsity.penalties import Penalty
+from lightning_sparsity.selection import Selected
 
 
 def epoch(trainer: pl.Trainer) -> float:
@@ -51,4 +53,14 @@ def check_rates(rates: Iterable[float], beta: float) -> None:
             raise MisconfigurationException(
                 f"update='decoupled' needs lr * beta <= 1, got lr={rate} and beta={beta}. "
                 "Lower beta."
+            )
+
+
+def check_whole(callback: Callback, weights: Sequence[Selected]) -> None:
+    """Refuse weights of which every process has a part only."""
+    for s in weights:
+        if isinstance(s.weight, DTensor):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} needs whole weights, but {s.name} is sharded. Use "
+                "strategy='ddp'."
             )
