@@ -1,7 +1,8 @@
 """Train CNNs sparse with nonconvex penalties, as PyTorch Lightning callbacks.
 
-The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`) imports torch only;
-the callbacks are loaded the first time one of them is named.
+The mathematics (`lightning_sparsity.penalties`, `lightning_sparsity.splitting`,
+`lightning_sparsity.variance`) imports torch only; the callbacks are loaded the first time one of
+them is named.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         RelaxedVariableSplitting,
         SlimNetwork,
         SparsityMonitor,
+        VarianceGuidance,
     )
 
 __version__ = "0.1.0"
@@ -23,6 +25,7 @@ __all__ = [
     "RelaxedVariableSplitting",
     "SlimNetwork",
     "SparsityMonitor",
+    "VarianceGuidance",
 ]
 
 

@@ -5,6 +5,7 @@ from lightning_sparsity.callbacks.regularization import Regularization
 from lightning_sparsity.callbacks.slim_network import SlimNetwork
 from lightning_sparsity.callbacks.slimming import NetworkSlimming
 from lightning_sparsity.callbacks.splitting import RelaxedVariableSplitting
+from lightning_sparsity.callbacks.variance import VarianceGuidance
 
 __all__ = [
     "NetworkSlimming",
@@ -12,4 +13,5 @@ __all__ = [
     "RelaxedVariableSplitting",
     "SlimNetwork",
     "SparsityMonitor",
+    "VarianceGuidance",
 ]

@@ -1,15 +1,17 @@
 """What the callbacks ask of a Trainer: how far it is, and that nothing in it works against them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.tensor import DTensor
 
 from lightning_sparsity.groups import Groups
 from lightning_sparsity.penalties import Penalty
+from lightning_sparsity.selection import Selected
 
 
 def epoch(trainer: pl.Trainer) -> float:
@@ -63,3 +65,13 @@ def warn_of_death(callback: Callback, lam: float, groups: Groups, name: str) -> 
         f"{type(callback).__name__} with lam={lam:g} leaves none of the "
         f"{groups.replace('_', ' ')} of {name!r}{kept}. Lower lam, or exclude the weight."
     )
+
+
+def check_whole(callback: Callback, weights: Sequence[Selected]) -> None:
+    """Refuse weights of which every process has a part only."""
+    for s in weights:
+        if isinstance(s.weight, DTensor):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} needs whole weights, but {s.name} is sharded. Use "
+                "strategy='ddp'."
+            )

@@ -5,16 +5,14 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import slimming
-from lightning_sparsity.callbacks.conditions import check_end, check_order, progress
+from lightning_sparsity.callbacks.conditions import check_end, check_order, check_whole, progress
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
 from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.callbacks.cutting import Cutting
@@ -146,12 +144,7 @@ class NetworkSlimming(CutCallback, SplitCallback):
         check_end(self, trainer, self.penalty)
         self._scales = select_weights(pl_module, SCALES)
         check_finite(self._scales)
-        for s in self._scales:
-            if isinstance(s.weight, DTensor):
-                raise MisconfigurationException(
-                    f"NetworkSlimming needs whole weights, but {s.name} is sharded. Use "
-                    "strategy='ddp'."
-                )
+        check_whole(self, self._scales)
         super().on_fit_start(trainer, pl_module)
         if self.update == "subgradient":
             return
