@@ -3,7 +3,17 @@
 from lightning_sparsity.models.curvenet import CurveNet
 from lightning_sparsity.models.densenet import DenseNet40
 from lightning_sparsity.models.lenet5 import LeNet5
+from lightning_sparsity.models.mnist_net import MNISTNet
 from lightning_sparsity.models.resnet import ResNet20, ResNet56, ResNet164
 from lightning_sparsity.models.vgg import VGG19
 
-__all__ = ["VGG19", "CurveNet", "DenseNet40", "LeNet5", "ResNet20", "ResNet56", "ResNet164"]
+__all__ = [
+    "VGG19",
+    "CurveNet",
+    "DenseNet40",
+    "LeNet5",
+    "MNISTNet",
+    "ResNet20",
+    "ResNet56",
+    "ResNet164",
+]
