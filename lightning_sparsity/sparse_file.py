@@ -164,11 +164,11 @@ def _compressed(x: Tensor) -> Iterator[Tensor]:
     if x.dtype not in FLOATS or not x.dim() or not 0 < x.numel() <= MOST_ENTRIES:
         return
     matrix = x.detach().cpu().reshape(len(x), -1)
-    kept = matrix != 0
     index = _index_type(matrix.shape[1])
-    size = int(kept.sum()) * (x.itemsize + index.itemsize) + 4 * (len(x) + 1)
+    size = int(matrix.count_nonzero()) * (x.itemsize + index.itemsize) + 4 * (len(x) + 1)
     if size + HEADER >= x.nbytes:
         return
+    kept = matrix != 0
     yield matrix[kept]
     yield kept.nonzero()[:, 1].to(index)
     yield nn.functional.pad(kept.sum(1).cumsum(0), (1, 0)).to(torch.int32)
