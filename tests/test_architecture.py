@@ -25,6 +25,7 @@ FLOORS = {
     "schedules": MATHS,
     "variance": MATHS,
     "selection": MODULES,
+    "sparse_file": MODULES,
     "surgery": MODULES,
     "slimming": MODULES,
     "metrics": MODULES,

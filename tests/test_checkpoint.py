@@ -77,6 +77,9 @@ def test_the_slim_network_computes_what_the_masked_one_does(
     assert figures["parameters"]["slim"] == sum(p.numel() for p in small.parameters())
     shown = capsys.readouterr().out
     assert f"{figures['parameters']['slim']:,}" in shown
+    record = (folder / "model.safetensors").stat().st_size - figures["bytes_on_disk"]["slim"]
+    assert 0 < record < 128  # the digest of the plan
+    assert f"{figures['bytes_on_disk']['slim']:,}" in shown
     assert f"largest relative difference {figures['proof']:.1e}" in shown
 
 

@@ -16,6 +16,7 @@ from lightning_sparsity import regularization
 from lightning_sparsity.callbacks.conditions import (
     check_end,
     check_order,
+    check_whole,
     epoch,
     progress,
     warn_of_death,
@@ -155,6 +156,7 @@ class Regularization(CutCallback):
             return
         super().on_fit_start(trainer, pl_module)
         self.weights = select_weights(pl_module, self.select, self.groups)
+        check_whole(self, self.weights)
         check_finite(self.weights)
         check_end(self, trainer, self.penalty)
         if self.update == "proximal":

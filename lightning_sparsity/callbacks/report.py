@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from lightning_sparsity.metrics.flops import flops
 from lightning_sparsity.slimming import Slimmed
+from lightning_sparsity.sparse_file import file_size
 from lightning_sparsity.surgery import save
 
 
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Channels, parameters and FLOPs before and after a cut, its proof, and what was frozen.
+    """Channels, parameters, bytes and FLOPs before and after a cut, its proof, what was frozen.
 
     Channels are those of BatchNorm layers or, in a network without, the outputs of convolutions and
     linear layers.
@@ -36,6 +37,7 @@ def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str
         "proof": plan.proof,
         "channels": {"dense": before, "slim": after},
         "parameters": {"dense": _parameters(network), "slim": _parameters(made.network)},
+        "bytes_on_disk": _both_sizes(network, made.network),
         "flops": _both_flops(network, made.network, example_inputs),
         "layers": layers,
         "frozen": list(made.frozen),
@@ -56,6 +58,12 @@ def write(made: Slimmed, report: dict[str, Any], folder: Path) -> None:
 
 def _parameters(network: nn.Module) -> int:
     return sum(x.numel() for x in network.parameters())
+
+
+def _both_sizes(dense: nn.Module, slim: nn.Module) -> dict[str, int] | None:
+    """Bytes as plain safetensors files; None where the networks cannot be written to one."""
+    before, after = file_size(dense), file_size(slim)
+    return before and after and {"dense": before.dense, "slim": after.dense}
 
 
 def _both_flops(dense: nn.Module, slim: nn.Module, inputs: Any) -> dict[str, int] | None:  # noqa: ANN401

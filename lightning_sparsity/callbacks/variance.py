@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_sparsity import variance
 from lightning_sparsity.callbacks.conditions import check_whole, epoch
+from lightning_sparsity.callbacks.cut_callback import is_slim
 from lightning_sparsity.groups import Groups, group_axis
 from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Select, check_finite, select_weights
@@ -27,7 +28,7 @@ class VarianceGuidance(Callback):
     no zeros of its own: give it beside a callback that does, in either order.
 
     Once per optimizer step its gradient is added, after gradients are accumulated and unscaled and
-    before they are clipped. Nothing is stored.
+    before they are clipped. Nothing is stored. Once the network is cut there is nothing to guide.
 
     Args:
         lam: The weight $\lambda \ge 0$, a number or a schedule.
@@ -88,6 +89,8 @@ class VarianceGuidance(Callback):
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Penalty, mean coefficient of variation of layers with two active groups, and `lam`."""
+        if not self._weights:
+            return {}
         lam = at(self.lam, epoch(trainer))
         lengths = [variance.lengths(weight.detach(), axis) for weight, axis in self._weights]
         values = [
@@ -103,7 +106,10 @@ class VarianceGuidance(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the weights and check them."""
+        """Find the weights and check them; none if the network is cut already."""
+        self._weights = []
+        if is_slim(trainer, pl_module):
+            return
         selected = select_weights(pl_module, self.select, self.groups)
         check_whole(self, selected)
         check_finite(selected)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_sparsity.callbacks import NetworkSlimming
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
 from lightning_sparsity.report.latency import Timing, compare
+from lightning_sparsity.sparse_file import FileSize, file_size
 
 __all__ = ["Footprint", "Slim", "footprint", "measure", "work_of"]
 
@@ -26,14 +27,14 @@ class Footprint:
     Args:
         parameters: Its parameters.
         flops: FLOPs for one example, or None where they could not be counted.
-        bytes: Bytes of its parameters and buffers.
+        bytes_on_disk: Bytes of its state in a file, or None where it cannot be written to one.
         channels: Channels of each BatchNorm layer.
         layers: Entries of the weight of each convolution and linear layer.
     """
 
     parameters: int
     flops: int | None
-    bytes: int
+    bytes_on_disk: FileSize | None
     channels: Mapping[str, int]
     layers: Mapping[str, int]
 
@@ -99,7 +100,7 @@ def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
     return Footprint(
         parameters=sum(x.numel() for x in network.parameters()),
         flops=None if work is None else work.total,
-        bytes=sum(x.nbytes for x in network.state_dict().values() if isinstance(x, Tensor)),
+        bytes_on_disk=file_size(network),
         channels={
             name: part.num_features
             for name, part in parts.items()

@@ -17,6 +17,7 @@ from lightning_sparsity.callbacks import (
 )
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount
 from lightning_sparsity.report.slim import Slim, measure, work_of
+from lightning_sparsity.sparse_file import FileSize, file_size
 
 __all__ = ["Layer", "Size", "Summary", "summarize"]
 
@@ -31,12 +32,15 @@ class Size:
         dense: Parameters of the dense network that are not zero.
         sparse: Parameters of the sparse network that are not zero.
         work: FLOPs of the sparse network for one example, or None where they could not be counted.
+        bytes_on_disk: Bytes of the sparse network in a file with its zeros and in one without, or
+            None where it cannot be written to one.
     """
 
     parameters: int
     dense: int
     sparse: int
     work: FlopCount | None
+    bytes_on_disk: FileSize | None
 
 
 @final
@@ -182,7 +186,13 @@ def _both_sides(
             for name, part in module.named_modules()
             if isinstance(part, LAYERS)
         ),
-        size=Size(parameters, nonzero, _nonzero(module), work_of(module, _example(trainer))),
+        size=Size(
+            parameters,
+            dense=nonzero,
+            sparse=_nonzero(module),
+            work=work_of(module, _example(trainer)),
+            bytes_on_disk=file_size(module),
+        ),
         history=tuple(_history(trainer)),
         weights={name: (w.cpu(), sparse[name].cpu()) for name, w in best.dense.items()},
     )

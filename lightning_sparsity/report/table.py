@@ -12,6 +12,7 @@ from rich.table import Table
 from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
+from lightning_sparsity.sparse_file import FileSize
 
 __all__ = ["print_cut", "print_table", "save", "say"]
 
@@ -55,7 +56,12 @@ def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, flo
         table.add_column(column, justify="right")
     for name, (before, after) in metrics.items():
         table.add_row(f"{name} (validation split)", _metric(name, before), _metric(name, after))
-    rows = {"BatchNorm channels": "channels", "parameters": "parameters", "FLOPs": "flops"}
+    rows = {
+        "BatchNorm channels": "channels",
+        "parameters": "parameters",
+        "bytes on disk": "bytes_on_disk",
+        "FLOPs": "flops",
+    }
     for label, name in rows.items():
         if figures[name] is not None:
             before, after = figures[name]["dense"], figures[name]["slim"]
@@ -103,6 +109,11 @@ def _title(run: Summary) -> str:
 
 def _notes(run: Summary) -> Iterator[str]:
     """What the reader has to know to read the table right."""
+    if run.size.bytes_on_disk is not None:
+        yield (
+            "Bytes on disk: safetensors files; the sparse one leaves zeros out "
+            "(lightning_sparsity.sparse_file)."
+        )
     if run.slim is None:
         yield (
             "One FLOP is one multiply-add. The sparse count leaves out products with zero; "
@@ -145,6 +156,8 @@ def _lines(run: Summary) -> Iterator[Line]:
         left = (slim.after.flops or 0) if slim else 0
         counts = (f"{work.total:,}", f"{work.effective:,}", _saved(work.total, work.effective))
         yield "FLOPs", *counts, f"{left:,}", _saved(work.total, left)
+    if size.bytes_on_disk is not None:
+        yield _bytes_line(size.bytes_on_disk, slim)
     if slim is not None:
         yield from _slim_lines(slim)
 
@@ -156,9 +169,16 @@ def _metric(name: str, value: float) -> str:
 def _slim_lines(slim: Slim) -> Iterator[Line]:
     channels = sum(slim.before.channels.values()), sum(slim.after.channels.values())
     yield _line("BatchNorm channels", channels, "{:,}")
-    yield _line("bytes", (slim.before.bytes, slim.after.bytes), "{:,}")
     for n, (before, after) in slim.latency.items():
         yield _line(f"ms per batch of {n}", (before.median, after.median), "{:.2f}", digits=0)
+
+
+def _bytes_line(file: FileSize, slim: Slim | None) -> Line:
+    left, cut = "", ""
+    if slim is not None and slim.after.bytes_on_disk is not None:
+        after = slim.after.bytes_on_disk.dense
+        left, cut = f"{after:,}", _saved(file.dense, after)
+    return "bytes on disk", f"{file.dense:,}", f"{file.sparse:,}", "", left, cut
 
 
 def _line(name: str, values: tuple[float, float], form: str, digits: int = 2) -> Line:
@@ -195,6 +215,7 @@ def _figures(run: Summary) -> dict[str, object]:
         "parameters": run.size.parameters,
         "nonzero": {"dense": run.size.dense, "sparse": run.size.sparse},
         "flops": None if work is None else {"dense": work.total, "sparse": work.effective},
+        "bytes_on_disk": run.size.bytes_on_disk and asdict(run.size.bytes_on_disk),
         "layers": [asdict(layer) for layer in run.layers],
         "history": list(run.history),
     }

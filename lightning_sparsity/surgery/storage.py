@@ -6,7 +6,6 @@ number. Nothing is unpickled.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from lightning_sparsity.sparse_file import unique, write
 from lightning_sparsity.surgery.plan import Cut, Plan
 from lightning_sparsity.surgery.proof import shared_copy
 from lightning_sparsity.surgery.slim import attach, check_model, own_tensors, shrink
@@ -40,15 +40,15 @@ def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
     tensors = _tensors(small)
     _check_widths(small, plan)
     record = to_record(plan)
-    unique, aliases = _unique(tensors)
+    stored, aliases = unique(tensors)
     record |= {"aliases": aliases, "tensors": {name: _kind(x) for name, x in tensors.items()}}
-    content = {name: x.detach().cpu().contiguous() for name, x in unique.items()}
+    content = {name: x.detach().cpu().contiguous() for name, x in stored.items()}
     weights = save_tensors(content, metadata={"plan": _digest(record)})
     record["weights"] = hashlib.sha256(weights).hexdigest()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, weights)
-    _write(folder / PLAN, json.dumps(record).encode())
+    write(folder / WEIGHTS, weights)
+    write(folder / PLAN, json.dumps(record).encode())
 
 
 @torch.no_grad()
@@ -107,19 +107,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _unique(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor once, and the names under which it appears again."""
-    first: dict[tuple[Any, ...], str] = {}
-    unique, aliases = {}, {}
-    for name, x in tensors.items():
-        key = (x.data_ptr(), tuple(x.shape), x.dtype) if x.numel() else (name,)
-        if key in first:
-            aliases[name] = first[key]
-        else:
-            first[key], unique[name] = name, x
-    return unique, aliases
-
-
 def _kind(x: Tensor) -> list[Any]:
     return [str(x.dtype).removeprefix("torch."), list(x.shape)]
 
@@ -141,12 +128,6 @@ def to_record(plan: Plan) -> dict[str, Any]:
 def _digest(record: dict[str, Any]) -> str:
     content = {key: entry for key, entry in record.items() if key != "weights"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _damaged(path: Path, what: str) -> ValueError:

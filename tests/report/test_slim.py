@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, Sparsi
 from lightning_sparsity.data import TensorLoader
 from lightning_sparsity.penalties import L0, L0Ball
 from lightning_sparsity.report.latency import compare
+from lightning_sparsity.sparse_file import file_size
 
 
 class Module(pl.LightningModule):
@@ -85,6 +87,8 @@ def test_after_a_cut_the_slim_network_is_the_third_side(finish: Callable[..., Ru
     assert run.slim.after.parameters == sum(p.numel() for p in module.parameters())
     assert run.slim.after.layers["net.3"] == 64 * 2
     assert run.slim.after.flops < run.slim.before.flops == run.size.work.total  # type: ignore[operator, union-attr]
+    assert run.slim.before.bytes_on_disk == run.size.bytes_on_disk
+    assert run.slim.after.bytes_on_disk == file_size(module)
     assert run.slim.proof < 1e-12
     assert set(run.slim.latency) == {1, 64}
 
@@ -159,6 +163,11 @@ def test_files_and_table_show_the_slim_network(
     assert f"largest relative difference {figures['proof']:.1e}" in shown
     assert figures["latency"]["64"][1]["median"] == run.slim.latency[64][1].median
     assert figures["after"]["channels"] == {"net.0.1": 4}
+    before, after = (figures[side]["bytes_on_disk"]["dense"] for side in ("before", "after"))
+    (row,) = re.findall("bytes on disk.*", shown)
+    numbers = re.findall(r"[\d,.%]*\d[\d,.%]*", row)
+    assert numbers[0] == f"{before:,}"
+    assert numbers[2:] == [f"{after:,}", f"{1 - after / before:.2%}"]
     assert "the time stays the same" not in shown
     assert files["summary.png"].read_bytes().startswith(b"\x89PNG")
 

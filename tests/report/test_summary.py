@@ -1,16 +1,19 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor, report
+from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor, report, sparse_file
 from lightning_sparsity.penalties import L0, L1
 from lightning_sparsity.report.summary import _best
+from lightning_sparsity.sparse_file import FileSize
 
 
 class Module(pl.LightningModule):
@@ -112,6 +115,33 @@ def test_counts_match_those_by_hand(fit: Fit) -> None:
     assert (run.size.work.total, run.size.work.effective) == (128 + 16, kept + 16)
 
 
+def test_bytes_on_disk_are_those_of_the_files(fit: Fit, tmp_path: Path) -> None:
+    trainer, module, data = fit(splitting())
+    run = report.summarize(trainer, module, data)
+    assert run is not None
+    save_file(module.state_dict(), tmp_path / "dense")
+    sparse_file.save(module.state_dict(), tmp_path / "sparse")
+    assert run.size.bytes_on_disk == FileSize(
+        (tmp_path / "dense").stat().st_size, (tmp_path / "sparse").stat().st_size
+    )
+
+
+def test_state_that_no_file_can_hold_has_no_row(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, module, data = fit(checkpoint=False)
+    module.register_buffer("odd", torch.zeros(3, dtype=torch.complex128))
+    run = report.summarize(trainer, module, data)
+    assert run is not None
+    assert run.size.bytes_on_disk is None
+    report.print_table(run)
+    shown = capsys.readouterr().out
+    figures, *_ = report.save(run, tmp_path / "run")
+    assert "non-zero" in shown
+    assert "ytes on disk" not in shown
+    assert json.loads(figures.read_text())["bytes_on_disk"] is None
+
+
 def test_a_run_without_checkpoints_or_splitting_is_summarised_from_memory(fit: Fit) -> None:
     trainer, module, data = fit(checkpoint=False)
     run = report.summarize(trainer, module, data)
@@ -138,5 +168,8 @@ def test_the_files_say_what_the_table_says(
     figures = json.loads(files["summary.json"].read_text())
     assert f"{figures['nonzero']['sparse']:,}" in shown
     assert "val_loss (validation split)" in shown
+    assert re.search(
+        "bytes on disk +│ +{dense:,} │ +{sparse:,} │".format(**figures["bytes_on_disk"]), shown
+    )
     assert files["summary.png"].read_bytes().startswith(b"\x89PNG")
     assert figures["flops"] == {"dense": run.size.work.total, "sparse": run.size.work.effective}  # type: ignore[union-attr]
