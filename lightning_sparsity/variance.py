@@ -142,6 +142,8 @@ def push(
         ValueError: If `lam` or `target_cv` is out of range.
     """
     check(lam, target_cv, version)
+    if lam == 0:  # a schedule that has not begun
+        return
     s = lengths(weight.detach(), axis)
     with torch.enable_grad():
         known = s.cpu().double().requires_grad_()
