@@ -74,14 +74,14 @@ def _histogram(axes: Axes, run: Summary) -> None:
 
 
 def _channels(axes: Axes, slim: Slim) -> None:
-    """How many channels of each BatchNorm layer are left."""
+    """How many channels of each layer are left."""
     before = slim.before.channels
     after = [slim.after.channels.get(name, 0) for name in before]
     places = list(range(len(before)))
     dense, left = sum(before.values()), sum(after)
     axes.bar(places, list(before.values()), 1, color=DENSE, alpha=0.5, label=f"dense ({dense:,})")
     axes.bar(places, after, 1, color=SLIM, label=f"slim ({left:,})")
-    axes.set(title="Channels of BatchNorm layers", ylabel="channels")
+    axes.set(title="Channels of each layer", ylabel="channels")
     axes.set_ylim(0, 1.2 * max(before.values()))  # room for the legend
     if len(before) <= MOST_NAMES:
         axes.set_xticks(places, list(before), rotation=30, ha="right", fontsize=8)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.callbacks import NetworkSlimming
+from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
 from lightning_sparsity.report.latency import Timing, compare
 from lightning_sparsity.sparse_file import FileSize, file_size
@@ -28,7 +28,8 @@ class Footprint:
         parameters: Its parameters.
         flops: FLOPs for one example, or None where they could not be counted.
         bytes_on_disk: Bytes of its state in a file, or None where it cannot be written to one.
-        channels: Channels of each BatchNorm layer.
+        channels: Channels of each BatchNorm layer; in a network without, those that each
+            convolution and linear layer makes.
         layers: Entries of the weight of each convolution and linear layer.
     """
 
@@ -51,7 +52,7 @@ class Slim:
         after: What the slim one takes.
         latency: Time per batch before and after, by the number of examples.
         proof: Relative difference between the outputs of the slim network and those of the one
-            before the cut with the scales of the cut channels at zero.
+            before the cut with what was cut at zero.
     """
 
     metrics: Mapping[str, float]
@@ -65,7 +66,7 @@ class Slim:
 def measure(
     trainer: pl.Trainer,
     module: pl.LightningModule,
-    slimming: NetworkSlimming,
+    cutter: CutCallback,
     examples: Tensor | None,
     *,
     metrics: Mapping[str, float],
@@ -76,16 +77,16 @@ def measure(
     Args:
         trainer: The trainer, after `fit`.
         module: What it trained; it holds the slim network.
-        slimming: The callback that cut it.
+        cutter: The callback that cut it.
         examples: A batch that the module can be called with, if there is one.
         metrics: Metrics of the slim network.
         behind: Optimizer steps between the best checkpoint and the cut.
     """
-    with slimming.uncut(module):
+    with cutter.uncut(module):
         before = footprint(module, examples)
     after = footprint(module, examples)
-    record = json.loads(slimming.state_dict()["cut"]["plan"])
-    times = {} if examples is None else _times(trainer, module, slimming, examples)
+    record = json.loads(cutter.state_dict()["cut"]["plan"])
+    times = {} if examples is None else _times(trainer, module, cutter, examples)
     return Slim(dict(metrics), behind, before, after, times, record["proof"])
 
 
@@ -101,15 +102,24 @@ def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
         parameters=sum(x.numel() for x in network.parameters()),
         flops=None if work is None else work.total,
         bytes_on_disk=file_size(network),
-        channels={
-            name: part.num_features
-            for name, part in parts.items()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        },
+        channels=_channels(parts),
         layers={
             name: part.weight.numel() for name, part in parts.items() if isinstance(part, LAYERS)
         },
     )
+
+
+def _channels(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    norms = {
+        name: part.num_features
+        for name, part in parts.items()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    }
+    return norms or {
+        name: part.out_features if isinstance(part, nn.Linear) else part.out_channels
+        for name, part in parts.items()
+        if isinstance(part, LAYERS)
+    }
 
 
 def work_of(network: nn.Module, examples: Tensor | None) -> FlopCount | None:
@@ -121,18 +131,18 @@ def work_of(network: nn.Module, examples: Tensor | None) -> FlopCount | None:
 
 
 def _times(
-    trainer: pl.Trainer, module: pl.LightningModule, slimming: NetworkSlimming, examples: Tensor
+    trainer: pl.Trainer, module: pl.LightningModule, cutter: CutCallback, examples: Tensor
 ) -> dict[int, tuple[Timing, Timing]]:
     """The latencies on the device of the trainer, if the module takes one tensor."""
     device = trainer.strategy.root_device
     times = {}
     try:
-        with slimming.uncut(module):
+        with cutter.uncut(module):
             module.to(device)
         module.to(device)
         for n in BATCHES:
             batch = examples[torch.arange(n) % len(examples)].to(device)
-            times[n] = compare(module, lambda: slimming.uncut(module), batch)
+            times[n] = compare(module, lambda: cutter.uncut(module), batch)
     except Exception:  # as above: the table then shows no times
         return {}
     finally:

@@ -10,11 +10,9 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_sparsity.callbacks import (
-    NetworkSlimming,
-    RelaxedVariableSplitting,
-    SparsityMonitor,
-)
+from lightning_sparsity.callbacks import SparsityMonitor
+from lightning_sparsity.callbacks.copies import SplitCallback
+from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount
 from lightning_sparsity.report.slim import Slim, measure, work_of
 from lightning_sparsity.sparse_file import FileSize, file_size
@@ -74,7 +72,7 @@ class Summary:
         size: Parameters, non-zero parameters and FLOPs.
         history: What the monitor measured over the run.
         weights: The split weights, dense and sparse, by name.
-        slim: The network after the cut of `NetworkSlimming`, if there was one.
+        slim: The network after the cut, if there was one.
     """
 
     checkpoint: str
@@ -107,15 +105,15 @@ def summarize(
     if not any(isinstance(part, LAYERS) for part in module.modules()):
         return None
     best = _best(trainer)
-    slimming = _cut_by(trainer, module, best)
-    if slimming is None:
+    cutter = _cut_by(trainer, module, best)
+    if cutter is None:
         return _both_sides(trainer, module, data, best)
-    with slimming.uncut(module), _brought_back(module):
+    with cutter.uncut(module), _brought_back(module):
         run = _both_sides(trainer, module, data, best)
     _, metrics = _evaluate(trainer, module, data)
     behind = trainer.global_step - best.step if best.path else 0
     examples = _example(trainer)
-    slim = measure(trainer, module, slimming, examples, metrics=metrics, behind=behind)
+    slim = measure(trainer, module, cutter, examples, metrics=metrics, behind=behind)
     return replace(run, slim=slim)
 
 
@@ -138,15 +136,15 @@ def _best(trainer: pl.Trainer) -> _Best:
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     dense: State = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RelaxedVariableSplitting | NetworkSlimming):
+        if isinstance(callback, SplitCallback):
             dense |= content.get("callbacks", {}).get(callback.state_key, {}).get("weights", {})
     return _Best(str(path), content["global_step"], content["state_dict"], dense)
 
 
-def _cut_by(trainer: pl.Trainer, module: pl.LightningModule, best: _Best) -> NetworkSlimming | None:
+def _cut_by(trainer: pl.Trainer, module: pl.LightningModule, best: _Best) -> CutCallback | None:
     """The callback that cut the module in this fit; none if the fit began with a slim network."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, NetworkSlimming) and callback.is_over(module):
+        if isinstance(callback, CutCallback) and callback.is_over(module):
             slim = {name: x.shape for name, x in module.state_dict().items()}
             tuned = {name: x.shape for name, x in best.sparse.items()} == slim
             return None if tuned else callback

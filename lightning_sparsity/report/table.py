@@ -57,7 +57,7 @@ def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, flo
     for name, (before, after) in metrics.items():
         table.add_row(f"{name} (validation split)", _metric(name, before), _metric(name, after))
     rows = {
-        "BatchNorm channels": "channels",
+        "channels": "channels",
         "parameters": "parameters",
         "bytes on disk": "bytes_on_disk",
         "FLOPs": "flops",
@@ -135,8 +135,8 @@ def _notes(run: Summary) -> Iterator[str]:
 
 def _proof(difference: float) -> str:
     return (
-        "Proof: the slim network computes what the one before the cut computes with the scales "
-        f"that went at zero; largest relative difference {difference:.1e}."
+        "Proof: the slim network computes what the one before the cut computes with all that went "
+        f"at zero; largest relative difference {difference:.1e}."
     )
 
 
@@ -168,7 +168,7 @@ def _metric(name: str, value: float) -> str:
 
 def _slim_lines(slim: Slim) -> Iterator[Line]:
     channels = sum(slim.before.channels.values()), sum(slim.after.channels.values())
-    yield _line("BatchNorm channels", channels, "{:,}")
+    yield _line("channels", channels, "{:,}")
     for n, (before, after) in slim.latency.items():
         yield _line(f"ms per batch of {n}", (before.median, after.median), "{:.2f}", digits=0)
 
