@@ -15,6 +15,13 @@ from typing_extensions import override
 
 from lightning_sparsity.penalties.base import Acts, Penalty
 from lightning_sparsity.penalties.elementwise import L0, L1, Elementwise
+from lightning_sparsity.penalties.rows import (
+    directions,
+    lengths,
+    metric_length,
+    prox_l1_minus_l2,
+    tiny,
+)
 from lightning_sparsity.penalties.thresholding import Number
 
 __all__ = ["ExclusiveLasso", "GroupLasso", "Grouped", "L1MinusL2"]
@@ -69,7 +76,7 @@ class Radial(Penalty):
             return x / (1 + self._ratio(x, step) / step)
         length = lengths(x)
         removed = self.of_length.removed(length, *self.of_length.numbers(step))
-        return x * (removed / length.clamp(min=_tiny(x)))
+        return x * (removed / length.clamp(min=tiny(x)))
 
     def _ratio(self, x: Tensor, step: Tensor) -> Tensor:
         r"""The $\theta$ of every row, shape `(G, 1)`: zero where the row vanishes."""
@@ -250,54 +257,3 @@ class L1MinusL2(Penalty):
 
     def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         return x - self._prox(x, step)
-
-
-def lengths(x: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return lengths
-
-
-def directions(x: Tensor, length: Tensor) -> Tensor:
-    """Rows divided by their lengths; a zero row stays zero."""
-    return x / length.clamp(min=_tiny(x))
-
-
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny
-
-
-def metric_length(x: Tensor, step: Tensor) -> Tensor:
-    r"""The $\theta$ of the group lasso with one step per entry, at least 0, shape `(G, 1)`.
-
-    Newton's method for $1 / \|x / (\theta + \text{step})\| = 1$, whose left side is concave and
-    rises: monotone from every bound below, and done at once where all steps of a row are equal.
-    """
-    longer = lengths(x) - step.amax(1, keepdim=True)
-    theta = torch.maximum(longer, (x.abs() - step).amax(1, keepdim=True)).clamp(min=0.0)
-    close = 0.25 * torch.finfo(x.dtype).eps ** 0.5  # what is left is its square
-    for _ in range(_NEWTON_STEPS):
-        inverse = (theta + step).reciprocal_()
-        shares = x * inverse
-        length = lengths(shares)
-        rise = shares.square_().mul_(inverse).sum(1, keepdim=True).clamp(min=_tiny(x))
-        before = theta
-        theta = (theta + length.square() * (length - 1) / rise).clamp(min=0.0)
-        if not ((theta - before).abs() > close * theta).any():
-            break
-    return theta
-
-
-# A bound: where it is slowest, a step still gains a factor of 3/2.
-_NEWTON_STEPS = 200
-
-
-def prox_l1_minus_l2(x: Tensor, step: float, gain: float) -> Tensor:
-    """The prox of `step * l1 - gain * l2` on every row; a negative `gain` is a group lasso."""
-    t = x.abs()
-    top = t.max(1, keepdim=True)
-    shrunk = (t - step).clamp(min=0.0)
-    length = lengths(shrunk)
-    many = shrunk * ((length + gain).clamp(min=0.0) / length.clamp(min=_tiny(x)))
-    one = torch.zeros_like(x).scatter(1, top.indices, top.values - step + gain)
-    kept = torch.where(top.values <= step, one, many)
-    return x.sign() * torch.where(top.values <= step - max(gain, 0.0), 0.0, kept)

@@ -10,14 +10,8 @@ from typing_extensions import override
 
 from lightning_sparsity.penalties.base import Acts, Penalty
 from lightning_sparsity.penalties.elementwise import L0, L1, Elementwise
-from lightning_sparsity.penalties.group import (
-    GroupLasso,
-    L1MinusL2,
-    Radial,
-    directions,
-    lengths,
-    prox_l1_minus_l2,
-)
+from lightning_sparsity.penalties.group import GroupLasso, L1MinusL2, Radial
+from lightning_sparsity.penalties.rows import directions, lengths, prox_l1_minus_l2
 from lightning_sparsity.penalties.thresholding import Number
 
 __all__ = ["SparseGroup"]
