@@ -158,7 +158,13 @@ def test_beside_a_splitting_the_order_does_not_matter(
     results = []
     for order in (1, -1):
         split = RelaxedVariableSplitting(
-            Grouped(L0()), 0.05, 0.5, select="conv2", groups="output_channels", update=update
+            Grouped(L0()),
+            0.05,
+            0.5,
+            select="conv2",
+            groups="output_channels",
+            update=update,
+            cut=False,
         )
         callbacks, recorder, net = [split, VarianceGuidance(LAM)], Recorder(), tiny_net()
         trainer(*callbacks[::order], recorder).fit(net)
@@ -184,7 +190,7 @@ def test_it_raises_the_variance_of_the_channels_that_survive(tiny_net: Any, trai
     for lam in (0.0, 0.1):
         net = tiny_net()
         split = RelaxedVariableSplitting(
-            Grouped(L0()), 0.01, 0.5, select="conv2", groups="output_channels"
+            Grouped(L0()), 0.01, 0.5, select="conv2", groups="output_channels", cut=False
         )
         guidance = VarianceGuidance(lam, target_cv=1.0, select="conv2")
         trainer(split, guidance, max_epochs=4).fit(net)
