@@ -6,8 +6,10 @@ $$ w \leftarrow \arg\min_u \; \lambda\, r(u) + \tfrac12 \|u - w\|_D^2, \qquad
    \|x\|_D^2 = \sum_i D_i x_i^2 $$
 
 in the metric $D$ of the optimizer: $1 / \eta$ for SGD with learning rate $\eta$, and
-$(\sqrt{\hat v_i} + \varepsilon) / \eta$ for Adam. It makes exact zeros. Works without a Trainer;
-needs torch only.
+$(\sqrt{\hat v_i} + \varepsilon) / \eta$ for Adam. With momentum $\mu$, PyTorch's SGD moves a weight
+by $\eta / (1 - \mu)$ times its gradient in the long run, and that is the $\eta$ meant here: so
+every optimizer comes to rest where $\nabla f + \lambda\, \partial r \ni 0$. Steps make exact zeros.
+Works without a Trainer; needs torch only.
 
 Reference:
     J. Yun, A. Lozano, E. Yang, Adaptive proximal gradient methods for structured neural networks,
@@ -36,6 +38,7 @@ __all__ = [
     "metric_of",
     "proximal_step",
     "push",
+    "rate_of",
     "tiny_groups",
 ]
 
@@ -107,6 +110,23 @@ def check_optimizer(optimizer: Optimizer, penalty: Penalty) -> None:
         penalty.prox(one, one)
 
 
+def rate_of(optimizer: Optimizer, group: dict[str, Any]) -> float:
+    r"""How far a steady gradient of 1 moves a weight in a step, but for the metric.
+
+    $$ \eta \, (1 - \text{dampening}) / (1 - \text{momentum}) $$
+
+    for SGD, and the learning rate $\eta$ for Adam, whose first moment is an average.
+
+    Args:
+        optimizer: SGD, Adam or AdamW.
+        group: One of its parameter groups.
+    """
+    rate = float(group["lr"])
+    if isinstance(optimizer, SGD):
+        return rate * (1 - float(group["dampening"])) / (1 - float(group["momentum"]))
+    return rate
+
+
 def metric_of(optimizer: Optimizer, group: dict[str, Any], weight: Tensor) -> Metric | None:
     """The metric in which an optimizer's step on a weight was taken; None for plain steps.
 
@@ -155,7 +175,7 @@ def proximal_step(
     Args:
         weight: The weight, changed in place.
         penalty: The penalty $r$.
-        step: Learning rate times $\lambda$, at least 0.
+        step: Learning rate (`rate_of`) times $\lambda$, at least 0.
         metric: The metric of the optimizer; None for SGD.
         axis: The axis of `weight` that counts groups, for a penalty on rows.
 

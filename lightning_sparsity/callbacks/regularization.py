@@ -49,7 +49,8 @@ class Regularization(CutCallback):
         update: `"subgradient"` adds $\lambda r'(w)$ to the gradient (the papers; momentum and
             clipping see it; weights come close to zero and not there). `"proximal"` lets the
             weights take a proximal step after the optimizer's, in the optimizer's own metric: exact
-            zeros. It needs SGD, Adam or AdamW. Momentum stays out of the metric.
+            zeros. It needs SGD, Adam or AdamW. With both, and every optimizer, $\lambda$ is that of
+            the objective above: `lam` carries over.
         cut: Whether what is zero then leaves the network; the module holds the slim network, and
             the folder `slim` its files, as for `NetworkSlimming`. After subgradients a channel
             counts as zero whose entries have a mean magnitude of at most 1e-5 (the papers' rule).
@@ -190,7 +191,7 @@ class Regularization(CutCallback):
                     self._dead[s.name] = regularization.proximal_step(
                         s.weight.detach(),
                         penalty,
-                        float(group["lr"]) * lam,
+                        regularization.rate_of(optimizer, group) * lam,
                         metric=regularization.metric_of(optimizer, group, s.weight),
                         axis=s.axis,
                     )

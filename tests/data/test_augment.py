@@ -66,7 +66,7 @@ def test_bad_arguments_are_named() -> None:
         CropAndFlip(-1)
     with pytest.raises(ValueError, match="bend >= 0, got bend=-1"):
         Warp(bend=-1)
-    with pytest.raises(ValueError, match="scale >= 0 and below 1, got scale=1.5"):
+    with pytest.raises(ValueError, match=r"scale >= 0 and below 1, got scale=1\.5"):
         Warp(scale=1.5)
     with pytest.raises(ValueError, match=r"std > 0, got std=\(1.0, 0.0\)"):
         Normalize((0.0, 0.0), (1.0, 0.0))
