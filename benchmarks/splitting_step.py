@@ -93,11 +93,12 @@ def ours(weights: Sequence[Tensor], penalty: Penalty, compiled: bool) -> Callabl
 def copy_bandwidth(entries: int) -> float:
     """Bytes per second of `y += x`, which reads two tensors and writes one."""
     x, y = torch.randn(entries), torch.randn(entries)
-    times = [_seconds(lambda: y.add_(x)) for _ in range(7)]
+    times = [seconds(lambda: y.add_(x)) for _ in range(7)]
     return 12 * entries / statistics.median(times)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -145,7 +146,7 @@ def main() -> None:
         makers[name, "eager"] = partial(ours, weights, penalty, compiled=False)
         if penalty.acts == "entries":
             compiled = partial(ours, weights, penalty, compiled=True)
-            print(f"{name}: the first compiled call took {_seconds(compiled()):.1f} s")
+            print(f"{name}: the first compiled call took {seconds(compiled()):.1f} s")
             makers[name, "compiled"] = compiled
         makers[name, "naive"] = partial(naive, weights, penalty)
     memory = {}
@@ -157,9 +158,9 @@ def main() -> None:
     times: dict[tuple[str, str], list[float]] = {key: [] for key in variants}
     base = []
     for _ in range(options.rounds):
-        base.append(_seconds(train_step))
+        base.append(seconds(train_step))
         for key, step in variants.items():
-            times[key].append(_seconds(step))
+            times[key].append(seconds(step))
     _print(entries, base, times, memory)
 
 

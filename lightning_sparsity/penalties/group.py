@@ -73,7 +73,7 @@ class Radial(Penalty):
     def _shrinkage(self, x: Tensor, step: Number) -> Tensor:
         step = step * self.weight(x)
         if isinstance(step, Tensor):
-            return x / (1 + self._ratio(x, step) / step)
+            return (self._ratio(x, step) / step).add_(1).reciprocal_().mul_(x)
         length = lengths(x)
         removed = self.of_length.removed(length, *self.of_length.numbers(step))
         return x * (removed / length.clamp(min=tiny(x)))

@@ -26,8 +26,9 @@ def metric_length(x: Tensor, step: Tensor) -> Tensor:
     Newton's method for $1 / \|x / (\theta + \text{step})\| = 1$, whose left side is concave and
     rises: monotone from every bound below, and done at once where all steps of a row are equal.
     """
-    longer = lengths(x) - step.amax(1, keepdim=True)
-    theta = torch.maximum(longer, (x.abs() - step).amax(1, keepdim=True)).clamp(min=0.0)
+    theta = lengths(x) - step.amax(1, keepdim=True)
+    if not (theta > 0).all():  # a weaker bound, but above zero wherever the root is
+        theta = torch.maximum(theta, (x.abs() - step).amax(1, keepdim=True)).clamp(min=0.0)
     close = 0.25 * torch.finfo(x.dtype).eps ** 0.5  # what is left is its square
     for _ in range(_NEWTON_STEPS):
         inverse = (theta + step).reciprocal_()
