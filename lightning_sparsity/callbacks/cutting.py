@@ -144,7 +144,7 @@ class Cutting:
     @contextmanager
     def uncut(self, pl_module: pl.LightningModule) -> Iterator[None]:
         """Inside, the module holds the network before the cut, with the scales it was cut by."""
-        if self._dense is None or not self.is_over(pl_module):
+        if self._dense is None or self.record is None:
             raise ValueError(f"{type(self.owner).__name__} has not cut this module's network.")
         slim = bare(pl_module.get_submodule(self.path))
         place(pl_module, self.path, self._dense)

@@ -153,6 +153,19 @@ def test_channels_that_are_zero_leave_the_network_when_training_ends(
     assert callback.is_over(net)
 
 
+def test_a_network_in_which_nothing_is_zero_stays_as_large(
+    tmp_path: Path, tiny_net: Make, trainer: Make
+) -> None:
+    net, callback = tiny_net(), lasso(tmp_path, lam=0.0)
+    trainer(callback).fit(net)
+    assert not callback.is_over(net)
+    with callback.uncut(net):
+        before = logits(net.model)
+    assert torch.equal(logits(net.model), before)
+    report = json.loads((tmp_path / "slim" / "report.json").read_text())
+    assert report["parameters"] == {"dense": 362, "slim": 362}
+
+
 class ZeroOut(Callback):
     """Brings two groups of a weight close to zero, as long training by subgradients does."""
 
