@@ -17,10 +17,10 @@ def parameters(model: nn.Module) -> int:
     return sum(x.numel() for x in model.parameters())
 
 
-def test_four_small_convolutions_leave_the_first_linear_layer_1024_inputs() -> None:
-    convolutions = 32 * (9 + 1) + 32 * (288 + 1) + 64 * (288 + 1) + 64 * (576 + 1)
-    assert parameters(MNISTNet()) == 332_032
-    assert parameters(MNISTNet(hidden=3)) == convolutions + 3 * 1025 + 10 * 4
+def test_three_convolutions_leave_the_first_linear_layer_1024_inputs() -> None:
+    convolutions = 32 * (25 + 2) + 64 * (288 + 2) + 64 * (576 + 2)
+    assert parameters(MNISTNet()) == 332_002
+    assert parameters(MNISTNet(hidden=3)) == convolutions + 3 * 1026 + 10 * 4
 
 
 def test_the_four_layers_have_the_sizes_of_the_papers_code() -> None:
@@ -35,12 +35,12 @@ def test_the_four_layers_have_the_sizes_of_the_papers_code() -> None:
     assert sum(layers.values()) == 1_087_010
 
 
-def test_four_small_convolutions_compute_what_their_layers_in_a_row_compute() -> None:
+def test_three_convolutions_compute_what_their_layers_in_a_row_compute() -> None:
     net = MNISTNet(num_classes=7, in_channels=3).double().eval()
     row = nn.Sequential(
-        net.conv1, nn.ReLU(), net.conv2, nn.ReLU(), nn.MaxPool2d(2),
-        net.conv3, nn.ReLU(), net.conv4, nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), net.fc1, nn.ReLU(), net.fc2,
+        net.conv1, nn.MaxPool2d(2), net.norm1, nn.ReLU(), net.conv2, net.norm2, nn.ReLU(),
+        net.conv3, nn.MaxPool2d(2), net.norm3, nn.ReLU(),
+        nn.Flatten(), net.fc1, net.norm4, nn.ReLU(), net.fc2,
     )  # fmt: skip
     images = torch.randn(4, 3, 28, 28, dtype=torch.float64)
     assert torch.allclose(net(images), row(images), rtol=1e-12)
@@ -58,15 +58,23 @@ def test_the_four_layers_compute_what_they_compute_in_a_row() -> None:
     assert net(images).shape == (4, 7)
 
 
-@pytest.mark.parametrize(("build", "times"), [(MNISTNet, 2), (FourLayerCNN, 3)])
-def test_dropout_acts_between_the_layers_and_in_training_alone(build: Build, times: int) -> None:
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [(MNISTNet, ["dropout1", "dropout2"]), (FourLayerCNN, ["dropout"])],
+)
+def test_dropout_acts_between_the_layers_and_in_training_alone(
+    build: Build, layers: list[str]
+) -> None:
     net, images, seen = build(dropout=0.25), torch.rand(2, 1, 28, 28), list[bool]()
-    net.get_submodule("dropout").register_forward_hook(
-        lambda _m, given, made: seen.append(torch.equal(given[0], made))
-    )
+    for layer in layers:
+        net.get_submodule(layer).register_forward_hook(
+            lambda _m, given, made: seen.append(torch.equal(given[0], made))
+        )
     net(images)
+    times = len(seen)
     net.eval()(images)
     assert seen == [False] * times + [True] * times
+    assert times == {MNISTNet: 2, FourLayerCNN: 3}[build]
 
 
 @pytest.mark.parametrize("build", NETWORKS)
