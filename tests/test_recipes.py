@@ -206,15 +206,28 @@ def test_wide_residual_networks_train_as_in_the_paper(depth: int, width: int) ->
 @pytest.mark.parametrize("name", SPARSE_GROUPS)
 def test_short_brings_a_sparse_group_lasso_strengths_of_its_own(name: str) -> None:
     overlay = ["cifar100"] if name.startswith("wrn") else []
-    flags = [f"{PENALTY}=TransformedL1", f"{PENALTY}.a=0.5", "--trainer.callbacks.lam=3e-5"]
-    made = built(*arguments(name, *overlay, "short"), *flags)
+    made = built(*arguments(name, *overlay, "short"))
     lassos, splitting = composed(made)
     assert [(lasso.select, lasso.groups) for lasso in lassos] == SPARSE_GROUPS[name][1]
-    assert [lasso.penalty for lasso in lassos] == len(lassos) * [GROUP_LASSO]
-    assert (splitting.penalty, splitting.lam) == (penalties.TransformedL1(0.5), 3e-5)
+    for lasso in lassos:
+        assert (lasso.penalty, lasso.update) == (GROUP_LASSO, "proximal")
+        assert lasso.lam == (5e-6 if overlay else 1.67e-6)
+    assert (splitting.penalty, splitting.lam) == (L0(), 1e-7 if overlay else 2e-4)
+    assert splitting.beta == Growing(2e-3 if overlay else 1.0, 1.25, 2)
     assert (made.trainer.max_epochs, made.trainer.precision) == (12, "bf16-mixed")
+    schedule = made.model.configure_optimizers()["lr_scheduler"]["scheduler"]
+    assert sorted(schedule.milestones) == [6, 9]
     assert type(made.datamodule) is (CIFAR100 if overlay else MNIST)
     assert made.model.train_acc.num_classes == made.datamodule.num_classes
+
+
+@quiet
+@pytest.mark.parametrize("overlays", [[], ["short"]], ids=["alone", "short"])
+def test_flags_reach_the_splitting_of_a_sparse_group_lasso(overlays: list[str]) -> None:
+    flags = [f"{PENALTY}=TransformedL1", f"{PENALTY}.a=0.5", "--trainer.callbacks.lam=3e-5"]
+    lassos, splitting = composed(built(*arguments("lenet5-sgl", *overlays), *flags))
+    assert (splitting.penalty, splitting.lam) == (penalties.TransformedL1(0.5), 3e-5)
+    assert [(lasso.penalty, lasso.lam) for lasso in lassos] == 2 * [(GROUP_LASSO, 1.67e-6)]
 
 
 def digits(data: MNIST, train: bool, download: bool) -> tuple[Tensor, Tensor]:
@@ -224,11 +237,15 @@ def digits(data: MNIST, train: bool, download: bool) -> tuple[Tensor, Tensor]:
 
 @quiet
 @pytest.mark.filterwarnings("ignore:.*overridden by command line.*")
+@pytest.mark.parametrize("overlays", [[], ["short"]], ids=["alone", "short"])
 def test_a_sparse_group_lasso_trains_and_cuts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    overlays: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(MNIST, "_read", digits)
     flags = ["--data.val=10", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
-    cli.main(["fit", *arguments("lenet5-sgl", "short"), *flags])
+    cli.main(["fit", *arguments("lenet5-sgl", *overlays), *flags])
     assert "channels" in capsys.readouterr().out
     assert (tmp_path / "runs/lenet5-sgl/version_0/slim/plan.json").is_file()
