@@ -27,6 +27,13 @@ from lightning_sparsity.callbacks import SparsityMonitor
 DEFAULT_RECIPE = "curves"
 BEYOND_YAML = {"short": ["--trainer.callbacks.lam=1e-3"]}
 """What a recipe sets in a list that another one made: a file could only replace that list."""
+STAND_INS = {
+    ("short", "lenet5-sgl"): "short-mnist-sgl",
+    ("short", "four-layer-sgl"): "short-mnist-sgl",
+    ("short", "wrn16-8-sgl"): "short-wrn-sgl",
+    ("short", "wrn28-10-sgl"): "short-wrn-sgl",
+}
+"""What a recipe means after another one whose list of callbacks it has to replace."""
 NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
 OPTIONS: dict[str, Any] = {
@@ -75,13 +82,14 @@ def with_recipe(args: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If `--config` names neither a file nor a recipe.
     """
-    found, given = list[str](), False
+    found, given = list[str](), list[str]()
     rest = iter(args)
     for arg in rest:
         flag, equals, name = arg.partition("=")
         if flag in ("--config", "-c") and (equals or (name := next(rest, ""))):
-            found += _configuration(name)
-            given = True
+            stand_ins = (STAND_INS[name, g] for g in given if (name, g) in STAND_INS)
+            found += _configuration(next(stand_ins, name))
+            given.append(name)
         else:
             found.append(arg)
     runs = found and found[0] in ("fit", "validate", "test", "predict")

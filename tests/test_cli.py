@@ -76,7 +76,8 @@ def test_nothing_of_the_default_recipe_leaks_into_a_config_of_the_user(
     run("fit", "--config", "mine.yaml")
 
 
-OVERLAYS = {"cifar100", "svhn", "short"}  # on top of the recipe of a network
+# On top of the recipe of a network:
+OVERLAYS = {"cifar100", "svhn", "short", "short-mnist-sgl", "short-wrn-sgl"}
 
 
 @pytest.mark.parametrize("name", [name for name in cli.recipes() if name not in OVERLAYS])
