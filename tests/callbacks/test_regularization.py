@@ -390,3 +390,41 @@ def test_weights_without_groups_are_named(tmp_path: Path, norm_net: Make, traine
     callback = Regularization(GroupLasso(), select="nothing", **ROWS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'nothing' matches no weight"):
         trainer(callback).fit(norm_net())
+
+
+DDP = """
+from lightning_sparsity import Regularization, VarianceGuidance
+from lightning_sparsity.penalties import GroupLasso
+
+class Net(tiny.TinyNet):
+    def train_dataloader(self):
+        return shared_data(self.trainer)
+
+def fit(name, **options):
+    net = Net()
+    rows = dict(groups="output_channels", select="conv*")
+    lasso = Regularization(GroupLasso(), 0.05, update="proximal", dirpath=f"{folder}/{name}", **rows)
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[lasso, VarianceGuidance(0.01, **rows)], **options)
+    trainer.fit(net)
+    assert lasso.is_over(net)
+    return trainer, net.state_dict()
+
+trainer, state = fit("two", strategy="ddp", devices=2)
+torch.save(state, f"{folder}/rank{trainer.global_rank}.pt")
+trainer.strategy.barrier()
+if trainer.global_rank == 0:
+    torch.distributed.destroy_process_group()
+    torch.save(fit("one", devices=1)[1], f"{folder}/alone.pt")
+"""
+
+
+def test_two_processes_end_with_one_slim_network_and_as_one_process_does(
+    in_two_processes: Any,
+) -> None:
+    first, second, alone = in_two_processes(DDP)
+    for name, weight in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-5)
