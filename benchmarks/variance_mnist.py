@@ -29,11 +29,11 @@ from lightning_sparsity.penalties import L1, GroupLasso, SparseGroup
 ROWS: Groups = "output_channels"
 COLUMNS: Groups = "input_channels"
 ARMS: dict[str, dict[str, float]] = {
-    "plain": {"lam": 4e-4, "guidance": 0.0},
-    "guided": {"lam": 4e-4, "guidance": 1e-2},
+    "plain": {"lam": 2e-4, "guidance": 0.0},
+    "guided": {"lam": 2e-4, "guidance": 2e-2},
 }
 ENTRIES = 0.03  # how much an entry weighs, as a share of its group
-LAST = 3.0  # how much more the groups of the last layer weigh
+FIRST, LAST = 1.5, 5.0  # how much more the groups of the linear layers weigh
 
 
 def schedule(epochs: int, rate: float, decay: float) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def callbacks(arm: str, folder: Path, args: argparse.Namespace) -> list[pl.Callb
         )
         for select, groups, strength in (
             ("conv*", ROWS, lam),
-            ("fc1", COLUMNS, lam),
+            ("fc1", COLUMNS, lam * FIRST),
             ("fc2", COLUMNS, lam * LAST),
         )
     ]
@@ -155,7 +155,7 @@ def train(args: argparse.Namespace, arm: str) -> None:
     pl.seed_everything(args.seed + 200)
     small = module.model
     small.train()
-    fit(small, args, args.tune_epochs, 0.05, 1e-4)
+    fit(small, args, args.tune_epochs, 0.08, 5e-4)
     torch.save(small.state_dict(), folder / "tuned.pt")
     figures |= {"tuned": accuracy(small, args.root, "val"), "parameters": parameters(small)}
     (folder / "val.json").write_text(json.dumps(figures, indent=2))
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--start-epochs", type=int, default=18)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--tune-epochs", type=int, default=15)
+    parser.add_argument("--tune-epochs", type=int, default=20)
     parser.add_argument("--lam", type=float)
     parser.add_argument("--guidance", type=float)
     args = parser.parse_args()

@@ -28,8 +28,6 @@ DEFAULT_RECIPE = "curves"
 BEYOND_YAML = {"short": ["--trainer.callbacks.lam=1e-3"]}
 """What a recipe sets in a list that another one made: a file could only replace that list."""
 STAND_INS = {
-    ("short", "lenet5-sgl"): "short-mnist-sgl",
-    ("short", "four-layer-sgl"): "short-mnist-sgl",
     ("short", "wrn16-8-sgl"): "short-wrn-sgl",
     ("short", "wrn28-10-sgl"): "short-wrn-sgl",
 }

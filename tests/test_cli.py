@@ -53,7 +53,7 @@ def test_flags_override_the_default_recipe_and_bare_class_names_work(
         "--trainer.callbacks+=RelaxedVariableSplitting",
         "--trainer.callbacks.penalty=TransformedL1",
         "--trainer.callbacks.penalty.a=0.5",
-        "--trainer.callbacks.lam=0.01",
+        "--trainer.callbacks.lam=1e-4",
         "--trainer.callbacks.select=conv2",
         "--trainer.fast_dev_run=true",
     )
@@ -77,7 +77,7 @@ def test_nothing_of_the_default_recipe_leaks_into_a_config_of_the_user(
 
 
 # On top of the recipe of a network:
-OVERLAYS = {"cifar100", "svhn", "short", "short-mnist-sgl", "short-wrn-sgl"}
+OVERLAYS = {"cifar100", "svhn", "short", "short-wrn-sgl"}
 
 
 @pytest.mark.parametrize("name", [name for name in cli.recipes() if name not in OVERLAYS])

@@ -140,6 +140,11 @@ class Cutting:
         self.record = to_record(made.plan)
         self.begun = False
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
+        if not any(made.is_smaller() for made in made.plan.cuts.values()):
+            rank_zero_warn(
+                f"{type(self.owner).__name__} has cut nothing: no row and no column of a weight is "
+                "zero. Raise lam, or train for longer."
+            )
 
     @contextmanager
     def uncut(self, pl_module: pl.LightningModule) -> Iterator[None]:
