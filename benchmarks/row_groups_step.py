@@ -17,11 +17,11 @@ from splitting_step import network, seconds
 from torch import Tensor, nn
 
 from lightning_sparsity import regularization, splitting, variance
-from lightning_sparsity.penalties import L1, Grouped, GroupLasso, Penalty, SparseGroup
+from lightning_sparsity.penalties import L0, L1, Grouped, GroupLasso, Penalty, SparseGroup
 from lightning_sparsity.regularization import Metric
 
 LASSO = GroupLasso(weighted=True)
-PENALTIES: list[Penalty] = [LASSO, SparseGroup(L1(), LASSO), Grouped()]
+PENALTIES: list[Penalty] = [LASSO, SparseGroup(L1(), LASSO), Grouped(L0())]
 LAM, RATE = 1e-4, 1e-3
 
 

@@ -13,8 +13,9 @@ from lightning_sparsity.callbacks import (
     NetworkSlimming,
     Regularization,
     RelaxedVariableSplitting,
+    VarianceGuidance,
 )
-from lightning_sparsity.data import CIFAR10, CIFAR100, MNIST, SVHN
+from lightning_sparsity.data import CIFAR10, CIFAR100, MNIST, SVHN, Warp
 from lightning_sparsity.penalties import L0, MCP, SCAD, GroupLasso, L0Ball, Penalty
 from lightning_sparsity.schedules import Growing, Warmup
 from lightning_sparsity.surgery import Flops, Params, Threshold
@@ -181,6 +182,19 @@ def test_a_sparse_group_lasso_is_a_splitting_beside_lassos_of_groups(name: str) 
     assert (splitting.lam, splitting.beta) == (split_lam, beta)
     assert made.trainer.max_epochs == (200 if name in WIDE else 20)
     assert type(made.datamodule) is (CIFAR10 if name in WIDE else MNIST)
+
+
+@quiet
+def test_guidance_and_a_sparse_group_lasso_act_on_the_same_groups() -> None:
+    made = built(*arguments("mnistnet-guided"))
+    guides = [c for c in made.trainer.callbacks if isinstance(c, VarianceGuidance)]
+    lassos = [c for c in made.trainer.callbacks if isinstance(c, Regularization)]
+    assert {(c.select, c.groups) for c in guides} == {(c.select, c.groups) for c in lassos}
+    assert {(c.select, c.groups) for c in lassos} == {*ROWS_AND_COLUMNS}
+    for lasso in lassos:
+        assert lasso.penalty == penalties.SparseGroup(penalties.L1(), GROUP_LASSO, 33.0)
+        assert lasso.update == "proximal"
+    assert made.datamodule.augment == Warp()
 
 
 @quiet

@@ -32,7 +32,13 @@ from lightning_sparsity.penalties import (
 from lightning_sparsity.splitting import compiles, measure, pull, split
 
 ENTRIES = [L0(), L1(), Lp(0.5), TransformedL1(1.0), MCP(1.0), SCAD(0.5, 2.0), LogSum(0.3)]
-ROWS = [GroupLasso(), Grouped(L0()), Grouped(TransformedL1(1.0)), SparseGroup(), ExclusiveLasso()]
+ROWS = [
+    GroupLasso(),
+    Grouped(L0()),
+    Grouped(TransformedL1(1.0)),
+    SparseGroup(L1(), GroupLasso()),
+    ExclusiveLasso(),
+]
 CASES = [
     *((penalty, None) for penalty in (*ENTRIES, L1MinusL2(0.5))),
     *((penalty, axis) for penalty in ROWS for axis in (0, 1)),

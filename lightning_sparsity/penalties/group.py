@@ -6,7 +6,7 @@ steps are the same.
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -143,7 +143,7 @@ class Grouped(Radial):
         ValueError: If `penalty` does not act on single entries.
     """
 
-    penalty: Penalty = field(default_factory=L0)
+    penalty: Penalty
     weighted: bool = False
 
     def __post_init__(self) -> None:

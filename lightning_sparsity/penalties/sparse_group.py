@@ -1,7 +1,7 @@
 """A penalty on entries plus a penalty on rows, with the exact prox where there is one."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -47,8 +47,8 @@ class SparseGroup(Penalty):
         Stat. 6, 2021.
     """
 
-    element: Penalty = field(default_factory=L1)
-    group: Penalty = field(default_factory=GroupLasso)
+    element: Penalty
+    group: Penalty
     group_weight: float = 1.0
     acts: ClassVar[Acts] = "rows"
 

@@ -2,9 +2,12 @@
 
 import inspect
 import math
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from lightning_sparsity import penalties
@@ -356,3 +359,19 @@ def test_integers_are_refused(penalty: Penalty) -> None:
 def test_rows_are_asked_for_where_they_are_needed(penalty: Penalty) -> None:
     with pytest.raises(ValueError, match=r"acts on rows.*got shape \(2, 3, 4\)"):
         penalty.prox(torch.ones(2, 3, 4), 0.1)
+
+
+def written(penalty: Penalty) -> dict[str, Any]:
+    """A penalty as a configuration file has it."""
+    numbers = {f.name: getattr(penalty, f.name) for f in fields(penalty)}  # type: ignore[arg-type]
+    plain = {k: written(x) if isinstance(x, Penalty) else x for k, x in numbers.items()}
+    return {"class_path": type(penalty).__name__, "init_args": plain}
+
+
+def test_every_penalty_can_be_given_in_a_configuration() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--penalty", type=Penalty)
+    make = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+    for penalty in PENALTIES:
+        read = parser.parse_object({"penalty": written(penalty)})
+        assert make(read).penalty == penalty

@@ -169,7 +169,9 @@ def test_a_grouped_penalty_acts_on_lengths_along_the_row(penalty: Penalty, step:
     close(Grouped(penalty).prox(ROWS, step), each(map(shortened, ROWS)))
 
 
-@pytest.mark.parametrize("penalty", [GroupLasso(), Grouped(L0()), SparseGroup()], ids=repr)
+@pytest.mark.parametrize(
+    "penalty", [GroupLasso(), Grouped(L0()), SparseGroup(L1(), GroupLasso())], ids=repr
+)
 def test_a_row_of_one_is_an_entry(penalty: Penalty) -> None:
     x = torch.linspace(-2, 2, 41).double().view(-1, 1)
     entries = {"GroupLasso": L1(), "Grouped": L0()}.get(type(penalty).__name__)
@@ -288,11 +290,14 @@ def test_l1_minus_l2_with_another_group_penalty_is_refused() -> None:
             r"needs an elementwise penalty.*got GroupLasso\(.*\), which",
         ),
         (lambda: Grouped(L1MinusL2()), "which acts on tensor"),
-        (lambda: SparseGroup(GroupLasso()), r"on entries as element, got GroupLasso\("),
+        (lambda: SparseGroup(GroupLasso(), GroupLasso()), r"on entries as element, got GroupLasso\("),
         (lambda: SparseGroup(L1(), L1()), r"GroupLasso\(\) or Grouped\(...\) as group, got L1\(\)"),
         (lambda: SparseGroup(L1(), ExclusiveLasso()), r"as group, got ExclusiveLasso\(\)"),
-        (lambda: SparseGroup(group_weight=0.0), r"finite group_weight > 0, got group_weight=0\.0"),
-        (lambda: SparseGroup(group_weight=math.nan), "got group_weight=nan"),
+        (
+            lambda: SparseGroup(L1(), GroupLasso(), 0.0),
+            r"finite group_weight > 0, got group_weight=0\.0",
+        ),
+        (lambda: SparseGroup(L1(), GroupLasso(), math.nan), "got group_weight=nan"),
     ],
 )
 def test_parameters_out_of_range_are_named(make: Callable[[], Penalty], message: str) -> None:
