@@ -59,7 +59,7 @@ def slim(args: Sequence[str], build: Build) -> None:
     after = _validate(made) if before else {}
     metrics = {name: (before[name], after[name]) for name in after}
     figures = describe(network, cut, example)
-    content = {"checkpoint": str(checkpoint), "amount": str(amount), "metrics": metrics, **figures}
+    content = {"checkpoint": str(checkpoint), "amount": given.amount, "metrics": metrics, **figures}
     write(cut, content, folder)
     report.print_cut(figures, metrics)
     if not metrics:
@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "--amount",
         required=True,
         help="share of all channels to cut, in (0, 1); 'Flops(0.5)', 'Params(0.3)': share of the "
-        "cost that may stay; 'Threshold(1e-3)': scales up to it go",
+        "cost that may stay; 'Threshold(1e-3)': scales up to it go; 'zeros': scales, rows and "
+        "columns of weights that are zero go, and nothing else",
     )
     parser.add_argument(
         "--gather",
@@ -91,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _amount(text: str) -> float | surgery.Budget:
+def _amount(text: str) -> float | surgery.Budget | None:
+    if text.strip() == "zeros":
+        return None
     name, bracket, number = text.strip().removesuffix(")").rpartition("(")
     try:
         value = float(number.removeprefix("keep=").removeprefix("at="))
@@ -99,7 +102,7 @@ def _amount(text: str) -> float | surgery.Budget:
         value = float("nan")
     if value != value or (bracket and name not in BUDGETS):
         raise ValueError(
-            "--amount needs a number in (0, 1), or one of "
+            "--amount needs a number in (0, 1), 'zeros', or one of "
             f"{', '.join(f'{known}(number)' for known in BUDGETS)}, got {text!r}."
         )
     if bracket:

@@ -12,7 +12,7 @@ import yaml
 from lightning_sparsity import cli, surgery
 from lightning_sparsity.classifier import ImageClassifier
 from lightning_sparsity.data import Curves
-from lightning_sparsity.models import CurveNet, ResNet20
+from lightning_sparsity.models import CurveNet, LeNet5, ResNet20
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Slim = Callable[..., None]
@@ -96,6 +96,23 @@ def test_accuracies_are_those_of_the_two_networks(slim: Slim, checkpoint: Path) 
     expected = [float(torch.nn.functional.cross_entropy(x, labels)) for x in logits]
     metrics = json.loads((folder / "report.json").read_text())["metrics"]
     assert metrics["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_zeros_alone_leave_also_without_batchnorm(slim: Slim, tmp_path: Path) -> None:
+    module = of_a_run(LeNet5())
+    with torch.no_grad():
+        module.model.conv1.weight[:5] = 0
+        module.model.fc1.weight[:100] = 0
+    data = {"class_path": "MNIST", "init_args": {"root": str(tmp_path)}}
+    model = {"class_path": "ImageClassifier", "init_args": {"model": "LeNet5"}}
+    config = {**CONFIG, "model": model, "data": data}
+    checkpoint = written(tmp_path / "run", module, config)
+    slim("--checkpoint", str(checkpoint), "--amount", "zeros")
+    small = surgery.load(LeNet5(), tmp_path / "run" / "slim")
+    assert [small.get_submodule(n).weight.shape[0] for n in ("conv1", "fc1")] == [15, 400]
+    report = json.loads((tmp_path / "run" / "slim" / "report.json").read_text())
+    assert report["amount"] == "zeros"
+    assert report["proof"] < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -196,7 +213,10 @@ def taken(run: Path) -> list[str]:
         (other_network, "last.ckpt' holds another network than .*config.yaml' describes"),
         (taken, "slim' is there already. Name another folder with --dirpath"),
         (lambda run: ["--amount", "1.5"], r"needs a share of channels in \(0, 1\), got amount=1.5"),
-        (lambda run: ["--amount", "half"], r"--amount needs a number in \(0, 1\), or one of Flops"),
+        (
+            lambda run: ["--amount", "half"],
+            r"--amount needs a number in \(0, 1\), 'zeros', or one of Flops",
+        ),
         (lambda run: ["--amount", "Flop(0.5)"], r"Threshold\(number\), got 'Flop\(0.5\)'"),
         (lambda run: ["--amount", "Flops(1e-6)"], r"Flops\(keep=1e-06\) cannot be met"),
     ],

@@ -290,7 +290,10 @@ def test_l1_minus_l2_with_another_group_penalty_is_refused() -> None:
             r"needs an elementwise penalty.*got GroupLasso\(.*\), which",
         ),
         (lambda: Grouped(L1MinusL2()), "which acts on tensor"),
-        (lambda: SparseGroup(GroupLasso(), GroupLasso()), r"on entries as element, got GroupLasso\("),
+        (
+            lambda: SparseGroup(GroupLasso(), GroupLasso()),
+            r"on entries as element, got GroupLasso\(",
+        ),
         (lambda: SparseGroup(L1(), L1()), r"GroupLasso\(\) or Grouped\(...\) as group, got L1\(\)"),
         (lambda: SparseGroup(L1(), ExclusiveLasso()), r"as group, got ExclusiveLasso\(\)"),
         (
