@@ -1,9 +1,9 @@
 """A network of 332 002 parameters on MNIST, made small by a sparse group lasso, with guidance.
 
-Run `python benchmarks/variance_mnist.py start --seed 0` once for each seed: the dense network, which
+Run `python benchmarks/variance_mnist.py start --seed 0` once for each seed: the dense network, that
 `… dense --seed 0` trains further, for comparison. Then `… train plain --seed 0` and `… train guided
 --seed 0`: sparse epochs, the cut in `on_train_end`, and epochs of fine-tuning; it prints validation
-accuracy, sizes, and how the lengths of the groups that survive are spread. When everything is chosen,
+accuracy, sizes, and how the lengths of the surviving groups are spread. When everything is chosen,
 `… test plain guided --seeds 0 1 2` touches the test images once. A seed takes about 25 minutes on a
 CPU core.
 """
