@@ -30,8 +30,8 @@ from lightning_sparsity.penalties import L1, GroupLasso, SparseGroup
 ROWS: Groups = "output_channels"
 COLUMNS: Groups = "input_channels"
 ARMS: dict[str, dict[str, float]] = {
-    "plain": {"lam": 3e-4, "guidance": 0.0},
-    "guided": {"lam": 2e-4, "guidance": 2e-2},
+    "plain": {"lam": 1.8e-4, "guidance": 0.0},
+    "guided": {"lam": 1.6e-4, "guidance": 2e-2},
 }
 ENTRIES = 0.03  # how much an entry weighs, as a share of its group
 STRONG, LIGHT = Warp(), Warp(turn=8, scale=0.08, shear=0.1, shift=1.0, bend=1.2)
@@ -159,7 +159,7 @@ def train(args: argparse.Namespace, arm: str) -> None:
     network = MNISTNet(dropout=0.1)
     network.load_state_dict(torch.load(args.folder / f"start-{args.seed}.pt", weights_only=True))
     sparse = callbacks(arm, folder, args)
-    module = fit(network, args, args.epochs, 0.05, 0.0, *sparse)
+    module = fit(network, args, args.epochs, 0.05, 0.0, *sparse, warp=STRONG)
     cutter: Any = sparse[0]
     with cutter.uncut(module):
         figures = {"sparse": accuracy(module.model, args.root, "val"), **spread(module.model)}
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--start-epochs", type=int, default=18)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--tune-epochs", type=int, default=20)
+    parser.add_argument("--tune-epochs", type=int, default=18)
     parser.add_argument("--lam", type=float)
     parser.add_argument("--guidance", type=float)
     args = parser.parse_args()
