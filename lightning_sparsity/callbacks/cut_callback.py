@@ -16,7 +16,7 @@ class CutCallback(Callback):
     """A callback that cuts the network when training ends, or leaves that to another one.
 
     In a Trainer one callback cuts, what all of them made zero: the one with a budget, if there is
-    one (`NetworkSlimming`), or else the first.
+    one (`NetworkSlimming`), or else the first that was given a `dirpath`, or else the first.
     """
 
     _cutting: Cutting | None
@@ -98,8 +98,8 @@ def cuts_by_default(groups: Groups, cut: bool | None) -> bool:
 def cutter(trainer: pl.Trainer) -> CutCallback | None:
     """The callback of a Trainer that cuts."""
     able = [(c, c._cutting) for c in _cut_callbacks(trainer) if c._cutting is not None]
-    ranking = [c for c, cutting in able if cutting.amount is not None]
-    return next(iter([*ranking, *(c for c, _ in able)]), None)
+    claims = [(x.amount is not None, x.dirpath is not None) for _, x in able]
+    return able[claims.index(max(claims))][0] if able else None
 
 
 def is_slim(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
