@@ -2,8 +2,8 @@
 
 Run `python benchmarks/sparse_group_lasso.py train ARM …` for the arms at one weight of the penalty,
 `--lam`; it prints validation accuracy and sizes and keeps the slim networks. When a weight is
-chosen for every arm, `… test ARM:LAM …` touches the test images once and prints the table. Twenty
-epochs are three minutes on a CPU core. Groups are those of the papers: output channels of
+chosen for every arm, `… test ARM:LAM …` touches the test images once and prints the table. Fifteen
+epochs are two minutes on a CPU core. Groups are those of the papers: output channels of
 convolutions and inputs of linear layers.
 """
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--root", default=".data")
     parser.add_argument("--folder", type=Path, default=Path("runs/sparse-group-lasso"))
     parser.add_argument("--lam", type=float, default=1e-4)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     args = parser.parse_args()
