@@ -140,9 +140,12 @@ def _traced(model: nn.Module, inputs: Any, batch: Dim | None) -> ExportedProgram
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Mapping):
         args, kwargs = (), dict(inputs)
-    return torch.export.export(
+    program = torch.export.export(
         model, args, kwargs, dynamic_shapes=shapes if batch is not None else None, strict=False
     )
+    for node in program.graph.nodes:  # paths and source lines of this machine
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _pt2(program: ExportedProgram) -> tuple[bytes, Run]:

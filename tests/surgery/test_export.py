@@ -20,7 +20,6 @@ MISSING = [
 ONNX = pytest.param(
     ".onnx", marks=pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
 )
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.onnx
 
 
 class PreActivation(nn.Module):
@@ -152,6 +151,14 @@ def test_the_file_is_in_evaluation_mode(suffix: str, tmp_path: Path) -> None:
     images, path = torch.randn(2, 3, 4, 4), tmp_path / f"m{suffix}"
     surgery.export(model, images, path)
     torch.testing.assert_close(run(path, images)[0], model.eval()(images).detach())
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ONNX])
+def test_no_paths_of_this_machine_are_in_the_file(suffix: str, tmp_path: Path) -> None:
+    surgery.export(PreActivation(), torch.randn(2, 3, 4, 4), tmp_path / f"m{suffix}")
+    content = (tmp_path / f"m{suffix}").read_bytes()
+    assert Path(__file__).name.encode() not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
 
 
 def test_a_pt2_file_runs_where_this_package_is_not_imported(make_slim: Any, tmp_path: Path) -> None:
