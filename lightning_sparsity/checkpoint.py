@@ -23,7 +23,7 @@ BUDGETS: dict[str, Callable[[float], surgery.Budget]] = {
     "Params": surgery.Params,
     "Threshold": surgery.Threshold,
 }
-FOLDERS = 3  # above a checkpoint, in which its configuration is looked for
+FOLDERS = 3  # above what a run left, in which its configuration is looked for
 Build = Callable[[dict[str, Any]], LightningCLI]
 
 
@@ -44,13 +44,13 @@ def slim(args: Sequence[str], build: Build) -> None:
     checkpoint = Path(given.checkpoint)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(checkpoint)!r}.")
-    config = _config_of(checkpoint, given.config)
+    config = config_of(checkpoint, given.config)
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     folder = Path(given.dirpath or run) / "slim"
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already. Name another folder with --dirpath.")
     weights = _weights(checkpoint)
-    made = build(_read(config))
+    made = build(read(config))
     _load(made.model, weights, checkpoint, config)
     before, path, example = _look(made)
     network = bare(made.model.get_submodule(path)).eval()
@@ -111,22 +111,35 @@ def _amount(text: str) -> float | surgery.Budget | None:
     return value
 
 
-def _config_of(checkpoint: Path, given: str | None) -> Path:
+def config_of(result: Path, given: str | None) -> Path:
+    """The configuration of the run that left a checkpoint or a folder.
+
+    Args:
+        result: The checkpoint or the folder; `config.yaml` is looked for above it.
+        given: The file to take in its place.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     if given is not None:
         if not Path(given).is_file():
             raise FileNotFoundError(f"There is no configuration {given!r}.")
         return Path(given)
-    for folder in checkpoint.resolve().parents[:FOLDERS]:
+    for folder in result.resolve().parents[:FOLDERS]:
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
     raise FileNotFoundError(
-        f"There is no config.yaml in the folders above {str(checkpoint)!r}. Name the file with "
+        f"There is no config.yaml in the folders above {str(result)!r}. Name the file with "
         "--config."
     )
 
 
-def _read(config: Path) -> dict[str, Any]:
-    """What makes module and data, with a Trainer that leaves nothing behind."""
+def read(config: Path) -> dict[str, Any]:
+    """What makes module and data, with a Trainer that leaves nothing behind.
+
+    Raises:
+        ValueError: If the file is not the configuration of a run.
+    """
     content = yaml.safe_load(config.read_text())
     if not isinstance(content, Mapping) or not content.get("model"):
         raise ValueError(f"{str(config)!r} is not the configuration of a run: it has no model.")

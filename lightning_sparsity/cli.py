@@ -16,6 +16,7 @@ from lightning_sparsity import (
     checkpoint,
     classifier,
     data,
+    export,
     models,
     penalties,
     report,
@@ -39,7 +40,8 @@ OPTIONS: dict[str, Any] = {
     "subclass_mode_data": True,
     "seed_everything_default": 0,
     "parser_kwargs": {
-        "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit."
+        "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit; "
+        "`export --help`: write a slim network as a .pt2 or .onnx file."
     },
 }
 
@@ -126,9 +128,10 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        if arguments[:1] == ["slim"]:
+        if arguments[:1] in (["slim"], ["export"]):
+            command = checkpoint.slim if arguments[0] == "slim" else export.export
             sys.argv[1:] = []  # which Lightning would take for arguments of its own
-            checkpoint.slim(arguments[1:], parsed)
+            command(arguments[1:], parsed)
             return
         # In sys.argv rather than passed on: processes that a strategy starts read it there.
         sys.argv[1:] = with_recipe(arguments)

@@ -36,6 +36,7 @@ FLOORS = {
     "report": ROOF,
     "recipes": ROOF,
     "checkpoint": ROOF,
+    "export": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }
@@ -46,7 +47,11 @@ OUTSIDE = {
     LIGHTNING: {"lightning", "torchmetrics", "torchvision", "numpy", "matplotlib", "PIL"},
     ROOF: {"jsonargparse", "rich", "fvcore", "yaml"},
 }
-PARTS = {"metrics": {"torchmetrics"}, "metrics/flops.py": {"fvcore"}}
+PARTS = {
+    "metrics": {"torchmetrics"},
+    "metrics/flops.py": {"fvcore"},
+    "surgery/export.py": {"onnxruntime"},
+}
 EVERYWHERE = {*sys.stdlib_module_names, "typing_extensions"}
 
 

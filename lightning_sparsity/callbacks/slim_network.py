@@ -44,14 +44,29 @@ class SlimNetwork(Callback):
         """Put the slim network in its place."""
         record = read_record(Path(self.folder) / PLAN)
         slim = {name: shape for name, (_, shape) in record["tensors"].items()}
-        for path, module in pl_module.named_modules():
-            signature = signature_of(module)
-            if signature == slim:
-                return
-            if signature == record["signature"]:
-                place(pl_module, path, surgery.load(bare(module), self.folder))
-                return
-        raise ValueError(
-            f"SlimNetwork found nothing in {type(pl_module).__name__} that the network in "
-            f"{self.folder} was cut from. Make the module as it was made for that run."
-        )
+        if any(signature_of(module) == slim for module in pl_module.modules()):
+            return
+        path = cut_from(pl_module, self.folder)
+        dense = bare(pl_module.get_submodule(path))
+        place(pl_module, path, surgery.load(dense, self.folder))
+
+
+def cut_from(pl_module: pl.LightningModule, folder: str | Path) -> str:
+    """The path of the part of a module that the slim network in a folder was cut from.
+
+    Args:
+        pl_module: The module as it was before the cut.
+        folder: Where `surgery.save` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no plan.
+        ValueError: If the plan is damaged, or nothing in the module is what was cut.
+    """
+    signature = read_record(Path(folder) / PLAN)["signature"]
+    for path, module in pl_module.named_modules():
+        if signature_of(module) == signature:
+            return str(path)
+    raise ValueError(
+        f"There is nothing in {type(pl_module).__name__} that the network in {folder} was cut "
+        "from. Make the module as it was made for that run."
+    )

@@ -79,6 +79,7 @@ class Curves(LightningDataModule):
                 raise ValueError(f"Curves needs {name} >= {floor}, got {name}={given[name]}.")
         self.counts: dict[Split, int] = {"train": train, "val": val, "test": test}
         self.size = size
+        self.input_shape = (1, size, size)
         self.seed = seed
         self.batch_size = batch_size
         self._faces = find_typefaces(fonts)

@@ -20,6 +20,7 @@ Example:
 
 from lightning_sparsity.surgery.budget import Budget, Flops, Params, Share, Threshold
 from lightning_sparsity.surgery.compensation import compensate
+from lightning_sparsity.surgery.export import export
 from lightning_sparsity.surgery.flow import ChannelFlow, trace
 from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.slim import mask, slim
@@ -35,6 +36,7 @@ __all__ = [
     "Share",
     "Threshold",
     "compensate",
+    "export",
     "load",
     "mask",
     "save",
