@@ -222,13 +222,14 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say which weights have nothing left in their copy."""
+        """Say which weights have no channel left in their copy."""
         lam, beta = self.strengths(trainer)
         for s in self.weights:
-            weight = s.weight.detach()
-            found = splitting.measure(weight, self._penalty, lam / beta, axis=s.axis)
-            if int(found.zeros) == found.entries:
-                warn_of_death(self, lam, self.groups, s.name)
+            if s.axis is not None:
+                weight = s.weight.detach()
+                found = splitting.measure(weight, self._penalty, lam / beta, axis=s.axis)
+                if int(found.zeros) == found.entries:
+                    warn_of_death(self, lam, self.groups, s.name)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
