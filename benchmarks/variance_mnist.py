@@ -89,7 +89,7 @@ def spread(network: nn.Module) -> dict[str, Any]:
         **dict.fromkeys(("fc1", "fc2"), 1),
     }
     found = {
-        name: variance.statistics(network.get_submodule(name).weight, axis)
+        name: variance.statistics(variance.lengths(network.get_submodule(name).weight, axis))
         for name, axis in layers.items()
     }
     return {

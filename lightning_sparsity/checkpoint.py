@@ -15,8 +15,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sparsity import report, slimming, surgery
-from lightning_sparsity.callbacks.network import Inputs, bare, each_tensor, first_examples, place
+from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
 from lightning_sparsity.callbacks.report import describe, write
+from lightning_sparsity.surgery.running import each_tensor
 
 BUDGETS: dict[str, Callable[[float], surgery.Budget]] = {
     "Flops": surgery.Flops,

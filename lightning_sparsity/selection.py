@@ -1,9 +1,10 @@
 """Which weights of a module a callback acts on, and how they become rows."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -88,6 +89,17 @@ def select_weights(
             f"include={list(wanted.include)} names."
         )
     return [_selected(name, typed[name], groups) for name in names]
+
+
+def owned(weights: Sequence[Selected], param_groups: Iterable[Mapping[str, Any]]) -> list[Selected]:
+    """The weights that are in parameter groups of an optimizer.
+
+    Args:
+        weights: Selected weights.
+        param_groups: Groups as in `optimizer.param_groups`.
+    """
+    parameters = {id(p) for group in param_groups for p in group["params"]}
+    return [s for s in weights if id(s.weight) in parameters]
 
 
 def check_finite(weights: Sequence[Selected]) -> None:

@@ -108,12 +108,21 @@ def file_size(network: nn.Module) -> FileSize | None:
     Returns:
         The bytes; None for networks of more than 200 MB, or with tensors that files cannot hold.
     """
-    state = {name: x for name, x in network.state_dict().items() if isinstance(x, Tensor)}
+    dense = dense_size(network)
+    return None if dense is None else FileSize(dense, len(_without_zeros(_state(network))))
+
+
+def dense_size(network: nn.Module) -> int | None:
+    """The bytes of `file_size` with the zeros, without the work of leaving them out.
+
+    Args:
+        network: The network, on any device.
+    """
+    state = _state(network)
     try:
         if sum(x.nbytes for x in state.values()) > LARGEST:
             return None
-        dense = {name: _plain(x) for name, x in unique(state)[0].items()}
-        return FileSize(len(save_tensors(dense)), len(_without_zeros(state)))
+        return len(save_tensors({name: _plain(x) for name, x in unique(state)[0].items()}))
     except Exception:  # tensors of other libraries may refuse anything; there is no size then
         return None
 
@@ -137,6 +146,10 @@ def write(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in network.state_dict().items() if isinstance(x, Tensor)}
 
 
 def _plain(x: Tensor) -> Tensor:

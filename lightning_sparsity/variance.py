@@ -170,14 +170,16 @@ class Statistics:
 
 
 @torch.no_grad()
-def statistics(weight: Tensor, axis: int = 0) -> Statistics:
-    """Count the active groups of a weight and describe their lengths.
+def statistics(lengths: Tensor) -> Statistics:
+    """Count the active groups of a layer and describe their lengths.
 
     Args:
-        weight: A weight with at least two dimensions.
-        axis: The axis that counts its groups.
+        lengths: Lengths of the groups, at least 0.
+
+    Shape:
+        `lengths` has the shape `(G,)`.
     """
-    s = _active(lengths(weight.detach(), axis))
+    s = _active(lengths)
     if s.numel() < 2:
         return Statistics(s.numel(), 0.0, math.nan)
     deviation = s / s.mean() - 1

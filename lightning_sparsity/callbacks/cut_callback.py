@@ -43,23 +43,27 @@ class CutCallback(Callback):
         names = ("penalty", "lam", "beta", "select", "groups", "update")
         return {name: str(getattr(self, name)) for name in names if hasattr(self, name)}
 
+    def _active(self, trainer: pl.Trainer) -> Cutting | None:
+        """What cuts, if it is this callback that does."""
+        return self._cutting if cutter(trainer) is self else None
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make checkpoints of either shape fit."""
-        if self._cutting is not None and cutter(trainer) is self:
-            self._cutting.attach(pl_module)
+        if (cutting := self._active(trainer)) is not None:
+            cutting.attach(pl_module)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        if self._cutting is not None and cutter(trainer) is self:
-            self._cutting.detach(pl_module)
+        if (cutting := self._active(trainer)) is not None:
+            cutting.detach(pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the network is called with, unless it is cut already."""
-        if self._cutting is not None and cutter(trainer) is self and not self.is_over(pl_module):
-            self._cutting.begin(pl_module)
+        if (cutting := self._active(trainer)) is not None and not self.is_over(pl_module):
+            cutting.begin(pl_module)
 
     @override
     def on_train_batch_end(

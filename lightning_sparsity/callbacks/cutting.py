@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor, nn
 
 from lightning_sparsity import slimming, surgery
-from lightning_sparsity.callbacks.network import Inputs, bare, each_tensor, first_examples, place
+from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
 from lightning_sparsity.callbacks.report import describe, write
 from lightning_sparsity.surgery.flow import signature_of
+from lightning_sparsity.surgery.running import each_tensor
 from lightning_sparsity.surgery.storage import rebuild, to_record
 
 

@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sparsity.surgery.running import tensors_in
-from lightning_sparsity.surgery.tape import swapped
+from lightning_sparsity.surgery.running import each_tensor, tensors_in
 
 EXAMPLES = 2
 BATCHES, BYTES = 32, 1 << 28  # at most so many calls are remembered, in at most so much memory
@@ -94,11 +92,6 @@ def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _bytes(inputs: Any) -> int:  # noqa: ANN401
     return sum(x.numel() * x.element_size() for x in tensors_in(inputs))
-
-
-def each_tensor(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    """The same inputs with every tensor in them changed."""
-    return swapped(inputs, lambda x: change(x) if isinstance(x, Tensor) else x)
 
 
 def first_examples(inputs: Any) -> Any:  # noqa: ANN401

@@ -26,7 +26,7 @@ from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit, groups_first
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
+from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
 
 
 class Regularization(CutCallback):
@@ -162,7 +162,7 @@ class Regularization(CutCallback):
         check_end(self, trainer, self.penalty)
         if self.update == "proximal":
             for optimizer in trainer.optimizers:
-                if any(self._owned(group) for group in optimizer.param_groups):
+                if owned(self.weights, optimizer.param_groups):
                     regularization.check_optimizer(optimizer, self.penalty)
                     move = partial(self._take_proximal_step, trainer)
                     self._handles.append(optimizer.register_step_post_hook(move))
@@ -176,7 +176,7 @@ class Regularization(CutCallback):
         if self.update == "subgradient":
             lam = self.strength(trainer)
             penalty = self.penalty.at(self._progress)
-            for s in (s for group in optimizer.param_groups for s in self._owned(group)):
+            for s in owned(self.weights, optimizer.param_groups):
                 if s.weight.grad is not None:
                     target = s.weight.grad.detach()
                     regularization.push(s.weight.detach(), target, penalty, lam, axis=s.axis)
@@ -186,7 +186,7 @@ class Regularization(CutCallback):
         lam = self.strength(trainer)
         penalty = self.penalty.at(self._progress)
         for group in optimizer.param_groups:
-            for s in self._owned(group):
+            for s in owned(self.weights, [group]):
                 if s.weight.grad is not None:
                     self._dead[s.name] = regularization.proximal_step(
                         s.weight.detach(),
@@ -195,10 +195,6 @@ class Regularization(CutCallback):
                         metric=regularization.metric_of(optimizer, group, s.weight),
                         axis=s.axis,
                     )
-
-    def _owned(self, group: dict[str, Any]) -> list[Selected]:
-        owned = {id(p) for p in group["params"]}
-        return [s for s in self.weights if id(s.weight) in owned]
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_sparsity.metrics.flops import flops
 from lightning_sparsity.slimming import Slimmed
-from lightning_sparsity.sparse_file import file_size
+from lightning_sparsity.sparse_file import dense_size
 from lightning_sparsity.surgery import save
 
 
@@ -62,8 +62,8 @@ def _parameters(network: nn.Module) -> int:
 
 def _both_sizes(dense: nn.Module, slim: nn.Module) -> dict[str, int] | None:
     """Bytes as plain safetensors files; None where the networks cannot be written to one."""
-    before, after = file_size(dense), file_size(slim)
-    return before and after and {"dense": before.dense, "slim": after.dense}
+    before, after = dense_size(dense), dense_size(slim)
+    return None if before is None or after is None else {"dense": before, "slim": after}
 
 
 def _both_flops(dense: nn.Module, slim: nn.Module, inputs: Any) -> dict[str, int] | None:  # noqa: ANN401

@@ -1,6 +1,6 @@
 """Network slimming as a Lightning callback."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
+from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
 from lightning_sparsity.splitting import check_strengths
 from lightning_sparsity.surgery import Budget
 
@@ -163,7 +163,7 @@ class NetworkSlimming(CutCallback, SplitCallback):
         """Add the penalty's part to the gradients of the scales that `optimizer` owns."""
         lam, beta = self.strengths(trainer)
         self._step, self._progress = lam / beta, progress(trainer)
-        places = self._places(p for group in optimizer.param_groups for p in group["params"])
+        places = self._places(optimizer.param_groups)
         scales = [self._scales[i].weight for i in places]
         if places and self.update == "subgradient":
             slimming.push(scales, self.penalty, lam)
@@ -171,16 +171,16 @@ class NetworkSlimming(CutCallback, SplitCallback):
             copies = self._make_copies(self._scales)
             slimming.pull(scales, [copies[i] for i in places], beta)
 
-    def _places(self, parameters: Iterable[Tensor]) -> list[int]:
-        """Which of the scales are among the parameters."""
-        owned = {id(p) for p in parameters}
-        return [i for i, s in enumerate(self._scales) if id(s.weight) in owned]
+    def _places(self, param_groups: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Which of the scales are in parameter groups."""
+        mine = {s.name for s in owned(self._scales, param_groups)}
+        return [i for i, s in enumerate(self._scales) if s.name in mine]
 
     def _take_proximal_step(self, trainer: pl.Trainer, optimizer: Optimizer, *_: object) -> None:
         """The proximal step, run after an optimizer's step that took place."""
         lam, beta = self.strengths(trainer)
         for group in optimizer.param_groups:
-            if places := self._places(group["params"]):
+            if places := self._places([group]):
                 slimming.proximal_step(
                     [self._scales[i].weight for i in places],
                     [self._proximal[i] for i in places],

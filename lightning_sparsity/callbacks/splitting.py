@@ -26,7 +26,13 @@ from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
+from lightning_sparsity.selection import (
+    Select,
+    Selected,
+    check_finite,
+    owned,
+    select_weights,
+)
 
 # Compiling takes seconds and saves up to a nanosecond per weight and step: it pays from here on.
 _WORTH_COMPILING = 2e10
@@ -168,7 +174,7 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
             self._step = lam / beta
         if self.update == "decoupled":
             for optimizer in trainer.optimizers:
-                groups = [group for group in optimizer.param_groups if self._owned([group])]
+                groups = [group for group in optimizer.param_groups if owned(self.weights, [group])]
                 check_rates((float(group["lr"]) for group in groups), beta)
                 move = partial(self._move_weights, trainer)
                 self._handles.append(optimizer.register_step_post_hook(move))
@@ -197,7 +203,7 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
         lam, beta = self.strengths(trainer)
         self._step, self._progress = lam / beta, progress(trainer)
         if self.update == "gradient":
-            for s in self._owned(optimizer.param_groups):
+            for s in owned(self.weights, optimizer.param_groups):
                 if s.weight.grad is not None:
                     self._pull(s, s.weight.grad, beta)
 
@@ -206,7 +212,7 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
         """The decoupled update `w -= lr * beta * (w - u)`, run after a step that took place."""
         beta = self.strengths(trainer)[1]
         for group in optimizer.param_groups:
-            for s in self._owned([group]):
+            for s in owned(self.weights, [group]):
                 self._pull(s, s.weight, -min(1.0, float(group["lr"]) * beta))
 
     def _pull(self, s: Selected, target: Tensor, scale: float) -> None:
@@ -215,10 +221,6 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
         target = weight if target is s.weight else target.detach()
         pull = partial(splitting.pull, axis=s.axis, compiled=self._use_kernel)
         pull(weight, target, self._penalty, self._step, scale)
-
-    def _owned(self, param_groups: list[dict[str, Any]]) -> list[Selected]:
-        owned = {id(p) for group in param_groups for p in group["params"]}
-        return [s for s in self.weights if id(s.weight) in owned]
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

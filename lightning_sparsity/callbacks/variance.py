@@ -14,7 +14,7 @@ from lightning_sparsity.callbacks.conditions import check_whole, epoch
 from lightning_sparsity.callbacks.cut_callback import is_slim
 from lightning_sparsity.groups import Groups, group_axis
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, check_finite, select_weights
+from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
 
 
 class VarianceGuidance(Callback):
@@ -78,7 +78,7 @@ class VarianceGuidance(Callback):
         self.select = select
         self.groups: Groups = groups
         self.version = version
-        self._weights: list[tuple[Tensor, int]] = []  # with the axis that counts the groups
+        self._weights: list[Selected] = []
 
     @property
     @override
@@ -92,11 +92,11 @@ class VarianceGuidance(Callback):
         if not self._weights:
             return {}
         lam = at(self.lam, epoch(trainer))
-        lengths = [variance.lengths(weight.detach(), axis) for weight, axis in self._weights]
+        lengths = [variance.lengths(s.weight.detach(), s.axis or 0) for s in self._weights]
         values = [
             float(variance.divergence(s, self.target_cv, version=self.version)) for s in lengths
         ]
-        found = [variance.statistics(weight, axis) for weight, axis in self._weights]
+        found = [variance.statistics(s) for s in lengths]
         cvs = [layer.cv for layer in found if layer.active > 1]
         return {
             "penalty": torch.tensor(lam * sum(values)),
@@ -113,8 +113,7 @@ class VarianceGuidance(Callback):
         selected = select_weights(pl_module, self.select, self.groups)
         check_whole(self, selected)
         check_finite(selected)
-        pairs = [(s.weight, s.axis) for s in selected if s.axis is not None]
-        self._weights = [(w, axis) for w, axis in pairs if w.shape[axis] > 1]
+        self._weights = [s for s in selected if s.weight.shape[s.axis or 0] > 1]
         if not self._weights:
             raise ValueError(
                 f"VarianceGuidance needs a layer with at least two {self.groups}, got "
@@ -127,14 +126,13 @@ class VarianceGuidance(Callback):
     ) -> None:
         """Add the divergence's part to the gradients of the weights that `optimizer` owns."""
         lam = at(self.lam, epoch(trainer))
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for weight, axis in self._weights:
-            if id(weight) in owned and weight.grad is not None:
+        for s in owned(self._weights, optimizer.param_groups):
+            if s.weight.grad is not None:
                 variance.push(
-                    weight,
-                    weight.grad,
+                    s.weight,
+                    s.weight.grad,
                     lam,
                     target_cv=self.target_cv,
                     version=self.version,
-                    axis=axis,
+                    axis=s.axis or 0,
                 )

@@ -14,8 +14,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from lightning_sparsity.sparse_file import write
 from lightning_sparsity.surgery.proof import relative_difference
-from lightning_sparsity.surgery.running import call, tensors_in
-from lightning_sparsity.surgery.tape import swapped
+from lightning_sparsity.surgery.running import call, each_tensor, tensors_in
 
 TOLERANCE = 1e-4
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -62,7 +61,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path) -> float:  #
     path = Path(path)
     _check_suffix(path)
     still = copy.deepcopy(model).cpu().eval()
-    inputs = _each(example_inputs, lambda x: x.detach().cpu())
+    inputs = each_tensor(example_inputs, lambda x: x.detach().cpu())
     made, reason = None, "they have no first dimension in common."
     if batches := _batches(inputs):
         try:
@@ -98,24 +97,20 @@ def _batches(inputs: Any) -> list[Any]:  # noqa: ANN401
     if len(sizes) != 1 or 0 in sizes:
         return []
     if sizes == {1}:
-        return [_each(inputs, lambda x: torch.cat([x, x])), inputs]
-    return [inputs, _each(inputs, lambda x: x[:1])]
-
-
-def _each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    return swapped(inputs, lambda x: change(x) if isinstance(x, Tensor) else x)
+        return [each_tensor(inputs, lambda x: torch.cat([x, x])), inputs]
+    return [inputs, each_tensor(inputs, lambda x: x[:1])]
 
 
 @torch.no_grad()
 def _made(model: nn.Module, cases: list[Any], path: Path, batch: Dim | None) -> tuple[bytes, float]:
     """The content of a file, traced on the first case, and its largest difference on all cases."""
     try:
-        program = _traced(model, _each(cases[0], Tensor.clone), batch)
+        program = _traced(model, each_tensor(cases[0], Tensor.clone), batch)
         content, run = (_pt2 if path.suffix == ".pt2" else _onnx)(program)
         worst = max(
             relative_difference(
-                list(tensors_in(call(model, _each(case, Tensor.clone)))),
-                run(_each(case, Tensor.clone)),
+                list(tensors_in(call(model, each_tensor(case, Tensor.clone)))),
+                run(each_tensor(case, Tensor.clone)),
             )
             for case in cases
         )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_sparsity.surgery.tape import swapped
+
 REGISTERED = frozenset(vars(nn.Module()))
 
 
@@ -31,6 +33,11 @@ def tensors_in(item: object, seen: set[int] | None = None) -> Iterator[Tensor]:
         seen.add(id(item))
         for x in _parts(item):
             yield from tensors_in(x, seen)
+
+
+def each_tensor(item: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """The same containers with every tensor in them changed."""
+    return swapped(item, lambda x: change(x) if isinstance(x, Tensor) else x)
 
 
 def tensors_kept(model: nn.Module) -> Iterator[Tensor]:
