@@ -2,9 +2,10 @@
 
 Run `python benchmarks/sparse_group_lasso.py train ARM …` for the arms at one weight of the penalty,
 `--lam`; it prints validation accuracy and sizes and keeps the slim networks. When a weight is
-chosen for every arm, `… test ARM:LAM …` touches the test images once and prints the table. Fifteen
-epochs are two minutes on a CPU core. Groups are those of the papers: output channels of
-convolutions and inputs of linear layers.
+chosen for every arm, `… test ARM:LAM …` touches the test images once and prints the table. An arm
+with a splitting takes its lam / beta as a third number, `ARM:LAM:STEP`. Fifteen epochs are two
+minutes on a CPU core. Groups are those of the papers: output channels of convolutions and inputs of
+linear layers.
 """
 
 import argparse
@@ -39,12 +40,12 @@ from lightning_sparsity.selection import select_weights
 LASSO = GroupLasso(weighted=True)
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
 BETA = 0.1
-SPLITS: dict[str, tuple[Penalty, float]] = {
-    # The penalty of the copies, and lam / beta when its weight has risen.
-    "SGL0": (L0(), 1e-3),
-    "SGTL1": (TransformedL1(1.0), 1e-2),
-    "SGL1-L2": (L1MinusL2(1.0), 2e-2),
+SPLITS: dict[str, Penalty] = {  # of the copies
+    "SGL0": L0(),
+    "SGTL1": TransformedL1(1.0),
+    "SGL1-L2": L1MinusL2(1.0),
 }
+STEP = 1e-3  # lam / beta when its weight has risen
 ARMS = ("dense", "GL", "SGL1", *SPLITS, "CGES")
 
 
@@ -65,7 +66,7 @@ def proximal(penalty: Penalty, lam: float, layer: str, folder: Path) -> Regulari
     )
 
 
-def callbacks(arm: str, lam: float, folder: Path) -> list[pl.Callback]:
+def callbacks(arm: str, lam: float, step: float, folder: Path) -> list[pl.Callback]:
     """What makes the network sparse."""
     if arm == "dense":
         return []
@@ -78,8 +79,7 @@ def callbacks(arm: str, lam: float, folder: Path) -> list[pl.Callback]:
         return [proximal(both, lam, layer, folder) for layer in LAYERS]
     made: list[pl.Callback] = [proximal(LASSO, lam, layer, folder) for layer in LAYERS]
     if arm in SPLITS:
-        penalty, step = SPLITS[arm]
-        made.append(RelaxedVariableSplitting(penalty, Warmup(step * BETA, epochs=13), BETA))
+        made.append(RelaxedVariableSplitting(SPLITS[arm], Warmup(step * BETA, epochs=13), BETA))
     return made
 
 
@@ -107,9 +107,16 @@ def zeros(network: nn.Module) -> dict[str, float]:
     return dict(zip(("zero weights", "zero groups", "groups below 1e-5"), shares, strict=True))
 
 
-def train(args: argparse.Namespace, arm: str, lam: float) -> None:
+def folder_of(args: argparse.Namespace, arm: str, lam: float, step: float, seed: int) -> Path:
+    """Where a network of an arm is kept."""
+    strengths = f"{lam:g}-{step:g}" if arm in SPLITS else f"{lam:g}"
+    found: Path = args.folder / f"{arm}-{strengths}-{seed}"
+    return found
+
+
+def train(args: argparse.Namespace, arm: str, lam: float, step: float) -> None:
     """Train one arm; validation accuracy, zeros and sizes."""
-    folder = args.folder / f"{arm}-{lam:g}-{args.seed}"
+    folder = folder_of(args, arm, lam, step, args.seed)
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(args.seed)
     module = ImageClassifier(
@@ -118,7 +125,7 @@ def train(args: argparse.Namespace, arm: str, lam: float) -> None:
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
         lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, args.epochs),
     )
-    sparse = callbacks(arm, lam, folder)
+    sparse = callbacks(arm, lam, step, folder)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         precision="bf16-mixed",
@@ -142,13 +149,13 @@ def train(args: argparse.Namespace, arm: str, lam: float) -> None:
         torch.save(module.model.state_dict(), folder / "dense.pt")
         figures["parameters"] = sum(x.numel() for x in module.model.parameters())
     (folder / "val.json").write_text(json.dumps(figures, indent=2))
-    print(arm, lam, args.seed, json.dumps(figures), flush=True)
+    print(folder.name, json.dumps(figures), flush=True)
 
 
-def test(args: argparse.Namespace, arm: str, lam: float) -> None:
+def test(args: argparse.Namespace, arm: str, lam: float, step: float) -> None:
     """The figures of one arm on the test images, a seed a line."""
     for seed in args.seeds:
-        folder = args.folder / f"{arm}-{lam:g}-{seed}"
+        folder = folder_of(args, arm, lam, step, seed)
         network: nn.Module = LeNet5()
         if arm == "dense":
             network.load_state_dict(torch.load(folder / "dense.pt", weights_only=True))
@@ -157,14 +164,14 @@ def test(args: argparse.Namespace, arm: str, lam: float) -> None:
         figures = json.loads((folder / "val.json").read_text())
         figures["test error in %"] = round(100 - 100 * accuracy(network, args.root, "test"), 2)
         (folder / "test.json").write_text(json.dumps(figures, indent=2))
-        print(arm, lam, seed, json.dumps(figures), flush=True)
+        print(folder.name, json.dumps(figures), flush=True)
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["train", "test"])
-    parser.add_argument("arms", nargs="+", help=f"{', '.join(ARMS)}; for test with :LAM")
+    parser.add_argument("arms", nargs="+", help=f"{', '.join(ARMS)}, with :LAM[:STEP]")
     parser.add_argument("--root", default=".data")
     parser.add_argument("--folder", type=Path, default=Path("runs/sparse-group-lasso"))
     parser.add_argument("--lam", type=float, default=1e-4)
@@ -175,8 +182,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name in args.arms:
-        arm, _, lam = name.partition(":")
-        {"train": train, "test": test}[args.what](args, arm, float(lam or args.lam))
+        arm, lam, step, *_ = [*name.split(":"), "", ""]
+        run = {"train": train, "test": test}[args.what]
+        run(args, arm, float(lam or args.lam), float(step or STEP))
 
 
 if __name__ == "__main__":

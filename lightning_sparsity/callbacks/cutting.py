@@ -142,9 +142,12 @@ class Cutting:
         self.begun = False
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
         if not any(made.is_smaller() for made in made.plan.cuts.values()):
+            what = "BatchNorm scale is within the amount"
+            if self.amount is None:
+                what = "row and no column of a weight is zero"
             rank_zero_warn(
-                f"{type(self.owner).__name__} has cut nothing: no row and no column of a weight is "
-                "zero. Raise lam, or train for longer."
+                f"{type(self.owner).__name__} has cut nothing: no {what}. Raise lam, or train for "
+                "longer."
             )
 
     @contextmanager

@@ -52,9 +52,10 @@ class Regularization(CutCallback):
             zeros. It needs SGD, Adam or AdamW. With both, and every optimizer, $\lambda$ is that of
             the objective above: `lam` carries over.
         cut: Whether what is zero then leaves the network; the module holds the slim network, and
-            the folder `slim` its files, as for `NetworkSlimming`. After subgradients a channel
-            counts as zero whose entries have a mean magnitude of at most 1e-5 (the papers' rule).
-            Default: for groups of channels yes, for entries no.
+            the folder `slim` its files, as for `NetworkSlimming`. A channel counts as zero whose
+            entries have a mean magnitude of at most 1e-5 (the papers' rule): subgradients come no
+            closer, and after proximal steps the noise of the last gradients has moved some off
+            zero. Default: for groups of channels yes, for entries no.
         dirpath: Where the folder `slim` goes. Default: the folder of the logger.
 
     Raises:
@@ -205,9 +206,9 @@ class Regularization(CutCallback):
     @torch.no_grad()
     @override
     def settle(self) -> None:
-        """Let channels be zero that subgradients have brought close to it."""
+        """Let channels be zero that the penalty has brought close to it."""
         for s in self.weights:
-            if s.axis is not None and self.update == "subgradient":
+            if s.axis is not None:
                 tiny = regularization.tiny_groups(s.weight.detach(), s.axis)
                 groups_first(s.weight, s.axis)[tiny] = 0.0
 

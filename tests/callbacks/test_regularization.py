@@ -167,8 +167,18 @@ def test_a_network_in_which_nothing_is_zero_stays_as_large(
     assert report["parameters"] == {"dense": 362, "slim": 362}
 
 
+@pytest.mark.parametrize("update", ["subgradient", "proximal"])
+def test_channels_close_to_zero_leave_the_network_as_well(
+    update: Any, tmp_path: Path, tiny_net: Make, trainer: Make
+) -> None:
+    net, callback = tiny_net(), lasso(tmp_path, update=update, lam=1e-9)
+    trainer(ZeroOut("output_channels"), callback).fit(net)
+    report = json.loads((tmp_path / "slim" / "report.json").read_text())
+    assert report["channels"] == {"dense": 14, "slim": 12}
+
+
 class ZeroOut(Callback):
-    """Brings two groups of a weight close to zero, as long training by subgradients does."""
+    """Brings two groups of a weight close to zero, as long training does."""
 
     def __init__(self, groups: Any) -> None:
         self.groups = groups
