@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def check_round_to(round_to: int) -> int:
     """Refuse what widths cannot be multiples of."""
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise ValueError(
-            f"round_to needs a whole number >= 1, such as 8 or 16 (1: as is), got {round_to!r}."
-        )
+        raise ValueError(f"round_to needs a whole number >= 1, such as 8, got {round_to!r}.")
     return round_to
 
 
