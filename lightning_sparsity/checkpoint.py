@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_sparsity import report, slimming, surgery
 from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
 from lightning_sparsity.callbacks.report import describe, write
+from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.running import each_tensor
 
 BUDGETS: dict[str, Callable[[float], surgery.Budget]] = {
@@ -42,6 +43,7 @@ def slim(args: Sequence[str], build: Build) -> None:
     """
     given = _parser().parse_args(args)
     amount = _amount(given.amount)
+    check_round_to(given.round_to)
     checkpoint = Path(given.checkpoint)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(checkpoint)!r}.")
@@ -55,12 +57,13 @@ def slim(args: Sequence[str], build: Build) -> None:
     _load(made.model, weights, checkpoint, config)
     before, path, example = _look(made)
     network = bare(made.model.get_submodule(path)).eval()
-    cut = slimming.cut(network, example, amount, gather=given.gather)
+    cut = slimming.cut(network, example, amount, gather=given.gather, round_to=given.round_to)
     place(made.model, path, cut.network)
     after = _validate(made) if before else {}
     metrics = {name: (before[name], after[name]) for name in after}
     figures = describe(network, cut, example)
-    content = {"checkpoint": str(checkpoint), "amount": given.amount, "metrics": metrics, **figures}
+    asked = {"amount": given.amount, "round_to": given.round_to}
+    content = {"checkpoint": str(checkpoint), **asked, "metrics": metrics, **figures}
     write(cut, content, folder)
     report.print_cut(figures, metrics)
     if not metrics:
@@ -87,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="whether layers may pick their inputs, so that every dead channel goes",
+    )
+    parser.add_argument(
+        "--round-to",
+        type=int,
+        default=1,
+        help="widths go up to the next multiple of this number, 8 or 16 for speed; default: 1",
     )
     parser.add_argument("--config", help="default: the config.yaml in the folder of the run")
     parser.add_argument("--dirpath", help="where slim/ goes; default: the folder of the run")

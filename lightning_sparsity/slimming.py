@@ -204,6 +204,7 @@ def cut(
     gather: bool = True,
     compensate: Compensate = "shift",
     batches: Iterable[Any] = (),
+    round_to: int | None = None,
 ) -> Slimmed:
     """Remove the channels with the smallest BatchNorm scales of a whole network.
 
@@ -221,6 +222,8 @@ def cut(
             `"statistics"`: their shift stays, and all running means and variances of the slim
             network are estimated anew.
         batches: Inputs for the last two, each in the form of `example_inputs`.
+        round_to: Widths go up to the next multiple of this number: see `ChannelFlow.plan`. None:
+            the amount's own.
 
     Raises:
         ValueError: If the network cannot be traced, the amount cannot be met, or batches are needed
@@ -230,14 +233,16 @@ def cut(
     if compensate != "shift" and not batches:
         raise ValueError(f"compensate={compensate!r} needs batches, got none.")
     flow = surgery.trace(network, example_inputs)
+    if round_to is None:
+        round_to = amount.round_to if isinstance(amount, surgery.Budget) else 1
     if amount is None:
-        plan = flow.plan({}, gather=gather)
+        plan = flow.plan({}, gather=gather, round_to=round_to)
     else:
-        plan = flow.plan_by(_exact(flow, amount), gather=gather)
+        plan = flow.plan_by(_exact(flow, amount), gather=gather, round_to=round_to)
     if compensate == "mean":
         network = surgery.compensate(network, plan, batches)
         dead = plan.dead
-        plan = surgery.trace(network, example_inputs).plan(dead, gather=gather)
+        plan = surgery.trace(network, example_inputs).plan(dead, gather=gather, round_to=round_to)
     small = surgery.slim(network, plan)
     if compensate == "statistics":
         modes = {module: module.training for module in small.modules()}
@@ -261,12 +266,13 @@ class _Called(nn.Module):
 
 def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float | surgery.Budget:
     """A threshold of zero, where a share is asked for and as many scales are zero."""
-    if isinstance(amount, surgery.Budget):
+    share = amount.share if isinstance(amount, surgery.Share) else amount
+    if isinstance(share, surgery.Budget):
         return amount
     modules: dict[str, Any] = dict(flow.model.named_modules())
     scales = [modules[name].weight for name in flow.norms]
     zeros = sum(int((scale == 0).sum()) for scale in scales)
     total = sum(scale.numel() for scale in scales)
     spared = len(scales)  # at most one scale of every layer
-    enough = 0 < amount < 1 and 0 < zeros >= int(amount * total) - spared
+    enough = 0 < share < 1 and 0 < zeros >= int(share * total) - spared
     return surgery.Threshold(0) if enough else amount

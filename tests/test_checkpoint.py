@@ -135,6 +135,21 @@ def test_budgets_are_written_as_in_python(
     assert not (checkpoint.parents[1] / "slim").exists()
 
 
+def test_widths_are_rounded_up(slim: Slim, checkpoint: Path) -> None:
+    slim("--checkpoint", str(checkpoint), "--amount", "0.5", "--round-to", "4")
+    folder = checkpoint.parents[1] / "slim"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["round_to"] == 4
+    assert all(layer["slim"] % 4 == 0 for layer in report["layers"].values())
+    assert report["channels"]["slim"] < report["channels"]["dense"]
+    assert report["proof"] < 1e-12
+
+
+def test_multiples_of_nothing_are_refused(slim: Slim, checkpoint: Path) -> None:
+    with pytest.raises(SystemExit, match=r"round_to needs a whole number >= 1.*got 0"):
+        slim("--checkpoint", str(checkpoint), "--amount", "0.5", "--round-to", "0")
+
+
 @pytest.mark.parametrize("flag", ["--gather", "--no-gather"])
 def test_without_its_data_a_network_is_cut_and_not_measured(
     flag: str, slim: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from lightning_sparsity.callbacks import (
 from lightning_sparsity.data import CIFAR10, CIFAR100, MNIST, SVHN, Warp
 from lightning_sparsity.penalties import L0, MCP, SCAD, GroupLasso, L0Ball, Penalty
 from lightning_sparsity.schedules import Growing, Warmup
-from lightning_sparsity.surgery import Flops, Params, Threshold
+from lightning_sparsity.surgery import Flops, Params, Share, Threshold
 
 NETWORKS = {
     "vgg19": ("VGG19", 1e-4, 0.7),
@@ -107,8 +107,9 @@ def test_alone_a_recipe_is_the_training_of_the_papers(network: str) -> None:
         (["=Params", ".keep=0.3"], Params(0.3)),
         (["=Threshold", ".at=1e-3"], Threshold(1e-3)),
         (["=0.25"], 0.25),
+        (["=Share", ".share=0.25", ".round_to=8"], Share(0.25, round_to=8)),
     ],
-    ids=["Flops", "Params", "Threshold", "share"],
+    ids=["Flops", "Params", "Threshold", "share", "round share"],
 )
 def test_budgets_are_known_by_name(flags: list[str], budget: object) -> None:
     flags = [f"--trainer.callbacks.amount{flag}" for flag in flags]

@@ -108,12 +108,31 @@ def test_a_cut_by_share_removes_the_smallest_scales_and_proves_it() -> None:
         torch.testing.assert_close(made.network(x), surgery.mask(net, made.plan)(x))
 
 
+@pytest.mark.parametrize("compensate", ["shift", "mean", "statistics"])
+@pytest.mark.parametrize("amount", [surgery.Share(0.6, round_to=4), None], ids=str)
+def test_a_cut_leaves_round_widths(
+    amount: surgery.Budget | None, compensate: slimming.Compensate
+) -> None:
+    net, x = network(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        net[1].weight[:3] = net[4].weight[:5] = 0
+    round_to = 4 if amount is None else None
+    made = slimming.cut(net, x, amount, compensate=compensate, batches=[x], round_to=round_to)
+    assert {made.network[i].num_features for i in (1, 4)} <= {4, 8}
+    assert made.network[6].in_channels % 4 == 0
+    assert made.plan.proof is not None
+    assert made.plan.proof < 1e-12
+
+
+@pytest.mark.parametrize("amount", [0.5, surgery.Share(0.5)], ids=str)
 @pytest.mark.parametrize("zeros", [10, 12])
-def test_where_enough_scales_are_zero_exactly_those_go(zeros: int) -> None:
+def test_where_enough_scales_are_zero_exactly_those_go(
+    zeros: int, amount: float | surgery.Budget
+) -> None:
     net = network()
     with torch.no_grad():
         net[1].weight[:5], net[4].weight[: zeros - 5] = 0, 0
-    plan = slimming.cut(net, torch.randn(2, 3, 6, 6), 0.5).plan
+    plan = slimming.cut(net, torch.randn(2, 3, 6, 6), amount).plan
     assert [int(dead.sum()) for dead in plan.dead.values()] == [5, zeros - 5]
 
 

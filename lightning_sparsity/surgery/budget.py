@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.plan import Cut
+from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.tape import Site, Tape
 
 Dead = dict[str, Tensor]
@@ -18,8 +19,23 @@ Price = Callable[[Cost, float | None], int]
 NORM_FLOPS = 2  # of an entry, as fvcore counts it
 
 
+@dataclass(frozen=True, repr=False)
 class Budget(ABC):
-    """A rule that says up to which magnitude scales count as zero."""
+    """A rule that says up to which magnitude scales count as zero.
+
+    Args:
+        round_to: Widths go up to the next multiple of this number: see `ChannelFlow.plan`.
+    """
+
+    round_to: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_round_to(self.round_to)
+
+    def __repr__(self) -> str:
+        own = {f.name: getattr(self, f.name) for f in fields(self)[::-1]}
+        shown = [f"{name}={x}" for name, x in own.items() if (name, x) != ("round_to", 1)]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
     def threshold(self, magnitudes: Tensor, price: Price) -> float:
@@ -27,7 +43,7 @@ class Budget(ABC):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Share(Budget):
     """The papers' global percentile: drop this share of all BatchNorm channels.
 
@@ -41,6 +57,7 @@ class Share(Budget):
     share: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share < 1:
             raise ValueError(
                 f"plan_by needs a share of channels in (0, 1), got amount={self.share}."
@@ -52,7 +69,7 @@ class Share(Budget):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Threshold(Budget):
     """Every scale of at most this magnitude counts as zero.
 
@@ -63,6 +80,7 @@ class Threshold(Budget):
     at: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.at < float("inf"):
             raise ValueError(f"Threshold needs a finite number >= 0, got at={self.at}.")
 
@@ -71,7 +89,7 @@ class Threshold(Budget):
         return self.at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Keep(Budget):
     """A budget on a cost of the whole network: the smallest scales die until the cost fits.
 
@@ -82,6 +100,7 @@ class Keep(Budget):
     keep: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep < 1:
             raise ValueError(f"{type(self).__name__} needs 0 < keep < 1, got keep={self.keep}.")
 
@@ -115,7 +134,7 @@ class Keep(Budget):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Flops(Keep):
     """Keep at most a share of the FLOPs of the example inputs. One multiply-add counts as 1.
 
@@ -133,7 +152,7 @@ class Flops(Keep):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Params(Keep):
     """Keep at most a share of the parameters."""
 

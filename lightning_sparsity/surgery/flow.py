@@ -12,6 +12,7 @@ from lightning_sparsity.surgery.constants import Zeros
 from lightning_sparsity.surgery.labels import ROOT, compact, components
 from lightning_sparsity.surgery.plan import Plan, make_plan
 from lightning_sparsity.surgery.recorder import MARK
+from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.running import (
     asks_for_mode,
     call,
@@ -48,7 +49,7 @@ class ChannelFlow:
             name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])
         }
 
-    def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True) -> Plan:
+    def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True, round_to: int = 1) -> Plan:
         """What can be removed when some BatchNorm scales count as zero.
 
         Args:
@@ -59,15 +60,25 @@ class ChannelFlow:
                 dead channel of residual, dense and pre-activation networks, at the price of copying
                 activations. Without it, channels that a sum or concatenation ties together go only
                 when all of them are dead.
+            round_to: Widths go up to the next multiple of this number, at most to what they were,
+                because kernels like multiples of 8 or 16. The dead channels with the largest scales
+                come back for that, and are dead no more.
 
         Raises:
-            ValueError: If a name or a mask does not fit the model, or a scale is NaN.
+            ValueError: If a name or a mask does not fit the model, a scale is NaN, or `round_to` is
+                no whole number >= 1.
         """
         self._check(dead)
-        return make_plan(self, self.model, dead, gather=gather)
+        check_round_to(round_to)
+        return make_plan(self, self.model, dead, gather=gather, round_to=round_to)
 
     def plan_by(
-        self, amount: float | Budget, *, gather: bool = True, keep_at_least: int = 1
+        self,
+        amount: float | Budget,
+        *,
+        gather: bool = True,
+        keep_at_least: int = 1,
+        round_to: int | None = None,
     ) -> Plan:
         """Rank all BatchNorm scales of the network by magnitude, and remove the smallest.
 
@@ -78,13 +89,16 @@ class ChannelFlow:
             gather: As in `plan`.
             keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
                 and a network without detours then answers the same to everything.
+            round_to: As in `plan`; a budget counts what then stays. None: the amount's own.
 
         Raises:
-            ValueError: If the amount is out of range or cannot be met, a scale is NaN, there is no
-                BatchNorm, or nothing can be cut.
+            ValueError: If the amount or `round_to` is out of range, the amount cannot be met, a
+                scale is NaN, there is no BatchNorm, or nothing can be cut.
         """
         if keep_at_least < 0:
             raise ValueError(f"plan_by needs keep_at_least >= 0, got {keep_at_least}.")
+        budget = amount if isinstance(amount, Budget) else Share(amount)
+        multiple = budget.round_to if round_to is None else check_round_to(round_to)
         self._check({})
         scales = self._scales()
         magnitudes = ranked(scales)
@@ -92,15 +106,18 @@ class ChannelFlow:
 
         def plan_at(threshold: float) -> Plan:
             dead = dead_below(scales, threshold, keep_at_least)
-            return make_plan(self, self.model, dead, gather=gather, zeros=zeros)
+            return make_plan(self, self.model, dead, gather=gather, round_to=multiple, zeros=zeros)
 
         def price(cost: Cost, threshold: float | None) -> int:
             cuts = None if threshold is None else plan_at(threshold).cuts
             return cost(self.model, self.tape, cuts)
 
-        budget = amount if isinstance(amount, Budget) else Share(amount)
         threshold = budget.threshold(magnitudes, price)
-        return self._refuse_idle(plan_at(threshold))
+        plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
+        idle = not any(made.is_smaller() for made in plan.cuts.values())
+        if idle and any(bool(mask.any()) for mask in dead.values()):
+            self._refuse(multiple)
+        return plan
 
     def _scales(self) -> dict[str, Tensor]:
         modules: dict[str, Any] = dict(self.model.named_modules())
@@ -113,11 +130,13 @@ class ChannelFlow:
             )
         return trained
 
-    def _refuse_idle(self, plan: Plan) -> Plan:
-        dead = any(bool(mask.any()) for mask in plan.dead.values())
-        if dead and not any(made.is_smaller() for made in plan.cuts.values()):
-            raise ValueError(f"plan_by found nothing that can be cut.\n{self}")
-        return plan
+    def _refuse(self, round_to: int) -> None:
+        if round_to > 1:
+            raise ValueError(
+                f"plan_by keeps every width when it rounds up to multiples of {round_to}: take a "
+                "smaller round_to, or cut more."
+            )
+        raise ValueError(f"plan_by found nothing that can be cut.\n{self}")
 
     def _check(self, dead: Mapping[str, Tensor]) -> None:
         if signature_of(self.model) != self.signature:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.constants import Constants, Zeros
-from lightning_sparsity.surgery.solver import Solved, Solver
+from lightning_sparsity.surgery.rounding import Rounding
+from lightning_sparsity.surgery.solver import Held, Solved
 from lightning_sparsity.surgery.tape import Layer, Site
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class Plan:
     signature: dict[str, list[int]]
     proof: float | None = None
     flow: "ChannelFlow | None" = field(default=None, repr=False)
+    held: Held = field(default_factory=Held, repr=False)
 
     def __str__(self) -> str:
         before = sum(mask.numel() for mask in self.dead.values())
@@ -205,23 +207,21 @@ def make_plan(
     dead: Mapping[str, Tensor],
     *,
     gather: bool,
+    round_to: int = 1,
     zeros: Zeros | None = None,
 ) -> Plan:
-    """The plan that removes everything that `dead` makes removable."""
-    constants = Constants(model, flow.tape, dead, zeros)
-    solved = Solver(flow.tape, flow.classes, constants, gather=gather).solve()
+    """The plan that removes everything that `dead` makes removable, but for round widths."""
+    zeros = {} if zeros is None else zeros
+    rounding = Rounding(flow, model, dead, zeros, gather=gather, round_to=round_to)
+    constants, solved = rounding.constants, rounding.solved
     cuts = {name: cut(site, solved[name]) for name, site in flow.tape.sites.items()}
     modules = dict(model.named_modules())
     for name, made in cuts.items():
         mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
         if made.layer.kind != "channel" and modules[name].bias is None and mean is None:
             made.bias = _adds_constants(solved[name], constants, name)
-    masks = {
-        name: dead.get(name, torch.zeros(n, dtype=torch.bool)) for name, n in flow.norms.items()
-    }
     kept = {name: cuts[name].rows for name in flow.norms}
-    copies = {name: mask.clone() for name, mask in masks.items()}
-    return Plan(copies, gather, cuts, kept, flow.signature, flow=flow)
+    return Plan(rounding.dead, gather, cuts, kept, flow.signature, flow=flow, held=rounding.held)
 
 
 def _adds_constants(solved: Solved, constants: Constants, name: str) -> bool:

@@ -75,7 +75,8 @@ class _Surgeon:
         self.plan = plan
         self.sites = flow.tape.sites
         self.constants = Constants(small, flow.tape, plan.dead)
-        self.solved = Solver(flow.tape, flow.classes, self.constants, gather=plan.gather).solve()
+        solver = Solver(flow.tape, flow.classes, self.constants, plan.held, gather=plan.gather)
+        self.solved = solver.solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
         self.followers = flow.followers
 

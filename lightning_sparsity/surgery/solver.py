@@ -4,7 +4,7 @@ A class is absent, present (its channels exist, their value does not matter) or 
 needs the value).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ class Solved:
     """The kept column that takes over the `carried` ones; None if a column of ones does."""
 
 
+@dataclass(eq=False)
+class Held:
+    """What stays although it could go: masks over dense rows and columns, by name of layer."""
+
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    """The rows that exist, and are computed even if they are constant."""
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """The columns that are read even if they are constant."""
+
+
 class Solver:
     """Finds for every layer what can go, given what is constant.
 
@@ -43,11 +53,15 @@ class Solver:
         tape: The run of the model.
         classes: The class of every variable.
         constants: What is constant.
+        held: What stays anyway.
         gather: Whether layers may pick their inputs (`Select`) and fill in constants (`Scatter`).
     """
 
-    def __init__(self, tape: Tape, classes: Tensor, constants: Constants, *, gather: bool) -> None:
+    def __init__(
+        self, tape: Tape, classes: Tensor, constants: Constants, held: Held, *, gather: bool
+    ) -> None:
         self.constants = constants
+        self.held = held
         self.gather = gather
         self.sites = tape.sites
         if not gather:
@@ -57,6 +71,12 @@ class Solver:
         self.state = torch.zeros(tape.variables, dtype=torch.int8)
         self.state[0] = VALUED
         self.foldable = {name: constants.folds(site) for name, site in tape.sites.items()}
+        for name, rows in held.rows.items():
+            self._raise(self.row_class[name][rows], PRESENT)
+        for name, columns in held.columns.items():
+            known = ~constants.columns[name].isnan()  # others meet zero weights: any value will do
+            self._raise(self.column_class[name][columns], PRESENT)
+            self._raise(self.column_class[name][columns & known], VALUED)
 
     def solve(self) -> dict[str, Solved]:
         """What stays of every layer."""
@@ -79,22 +99,29 @@ class Solver:
     def _computed(self, site: Site) -> Tensor:
         leaving = self.state[self.row_class[site.name]] >= PRESENT
         if self.gather and site.can_scatter and (site.can_select or site.layer.kind == "dense"):
-            leaving = leaving & self.constants.rows[site.name].isnan()
+            made = self.constants.rows[site.name].isnan()
+            leaving = leaving & (made | self.held.rows.get(site.name, torch.zeros_like(made)))
         return leaving
+
+    def live(self, site: Site) -> Tensor:
+        """The rows that the layer computes because somebody needs what they carry."""
+        valued = self.state[self.row_class[site.name]] == VALUED
+        return self._computed(site) & valued & self.constants.rows[site.name].isnan()
 
     def _droppable(self, site: Site) -> Tensor:
         """The columns that the layer can do without, given a column of ones or a constant one."""
         c = self.constants.columns[site.name]
         if not site.can_select and self.gather:
             return torch.zeros_like(c, dtype=torch.bool)
-        return self.foldable[site.name] | (
+        droppable = self.foldable[site.name] | (
             ~c.isnan() if site.can_append or not self.gather else c == 0
         )
+        return droppable & ~self.held.columns.get(site.name, torch.zeros_like(droppable))
 
     def _need_inputs(self, site: Site) -> None:
         computed = self._computed(site)
         columns, rows = self.column_class[site.name], self.row_class[site.name]
-        live = computed & (self.state[rows] == VALUED) & self.constants.rows[site.name].isnan()
+        live = self.live(site)
         if site.layer.kind == "channel":
             self._raise(columns[computed], PRESENT)
             self._raise(columns[live], VALUED)
@@ -156,12 +183,7 @@ class Solver:
         if site.layer.kind == "channel":
             none = torch.zeros_like(computed)
             return Solved(computed, leaving, computed, arriving, none, none)
-        live = (
-            computed
-            & (self.state[self.row_class[name]] == VALUED)
-            & self.constants.rows[name].isnan()
-        )
-        return self._dense(site, computed, leaving, arriving, needed=bool(live.any()))
+        return self._dense(site, computed, leaving, arriving)
 
     def _grouped(self, site: Site) -> Solved:
         """Groups go whole; in those that stay, rows and columns are as many as in the largest."""
@@ -184,10 +206,9 @@ class Solver:
         folded = live.any(1, keepdim=True).expand_as(wanted).flatten() & foldable & ~kept
         return Solved(computed, leaving, kept, arriving, folded, torch.zeros_like(kept))
 
-    def _dense(
-        self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor, *, needed: bool
-    ) -> Solved:
+    def _dense(self, site: Site, computed: Tensor, leaving: Tensor, arriving: Tensor) -> Solved:
         c = self.constants.columns[site.name]
+        needed = bool(self.live(site).any())
         droppable = (
             self._droppable(site)
             if needed
@@ -197,11 +218,9 @@ class Solver:
         dropped = ~kept
         folded = dropped & self.foldable[site.name] if needed else torch.zeros_like(kept)
         carried = dropped & ~self.foldable[site.name] if needed else torch.zeros_like(kept)
-        carrier = None
-        if not self.gather:
-            valued = self.state[self.column_class[site.name]] == VALUED
-            candidates = torch.where(kept & valued & ~c.isnan(), c.abs(), 0.0)
-            carrier = int(candidates.argmax()) if float(candidates.max()) > 0 else None
+        valued = self.state[self.column_class[site.name]] == VALUED
+        candidates = torch.where(kept & valued & ~c.isnan(), c.abs(), 0.0)
+        carrier = int(candidates.argmax()) if float(candidates.max()) > 0 else None
         if not bool(kept.any()) and not (self.gather and bool(carried.any())):
             kept = kept.index_fill(0, arriving.to(torch.int8).argmax().view(1), True)
             folded = folded & ~kept

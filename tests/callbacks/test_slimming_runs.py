@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from lightning_sparsity import NetworkSlimming, RelaxedVariableSplitting, SlimNetwork, surgery
 from lightning_sparsity.penalties import L0, L0Ball, TransformedL1
-from lightning_sparsity.surgery import Flops, Params
+from lightning_sparsity.surgery import Flops, Params, Share
 
 Make = Callable[..., Any]
 UPDATES = ["subgradient", "splitting", "proximal"]
@@ -85,6 +85,15 @@ def test_budgets_are_met(amount: Any, tmp_path: Path, norm_net: Make, trainer: M
     report = json.loads((tmp_path / "slim" / "report.json").read_text())
     cost = report["flops" if isinstance(amount, Flops) else "parameters"]
     assert 0.6 * amount.keep < cost["slim"] / cost["dense"] <= amount.keep
+
+
+def test_a_share_may_ask_for_round_widths(tmp_path: Path, norm_net: Make, trainer: Make) -> None:
+    net = norm_net()
+    trainer(slimming(tmp_path, "subgradient", amount=Share(0.6, round_to=4))).fit(net)
+    report = json.loads((tmp_path / "slim" / "report.json").read_text())
+    assert report["amount"] == "Share(share=0.6, round_to=4)"
+    assert [layer["slim"] for layer in report["layers"].values()] == [4, 4]
+    assert channels(net) == 8
 
 
 def test_a_second_fit_fine_tunes_without_penalty_and_without_a_cut(

@@ -352,6 +352,34 @@ def test_slim_computes_what_mask_computes(
         assert size(small) < size(model)
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["small scales", "zero scales"])
+@pytest.mark.parametrize("gather", [True, False], ids=["gather", "no gather"])
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_it_does_so_in_round_widths(
+    toy: Any, multiple: int, gather: bool, exact: bool, draw_dead: Any
+) -> None:
+    model, inputs = toy
+    dead = draw_dead(surgery.trace(model, inputs), 0.55)
+    if exact:
+        for name, mask in dead.items():
+            model.get_submodule(name).weight.data[mask] = 0
+    flow = surgery.trace(model, inputs)
+    plan = flow.plan({} if exact else dead, gather=gather, round_to=multiple)
+    small, masked = surgery.slim(model, plan), surgery.mask(model, plan)
+    assert plan.proof is not None
+    assert plan.proof <= 1e-12
+    new = fresh(inputs)
+    for expected, got in zip(outputs(masked, new), outputs(small, new), strict=True):
+        torch.testing.assert_close(
+            got, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max())
+        )
+    for name, cut in plan.cuts.items():
+        rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
+        for n, dense in zip((rows, columns), cut.layer.widths, strict=True):
+            lone = n == 1  # what is left of a layer that nobody needs
+            assert n % multiple == 0 or n == dense or lone or cut.layer.kind == "grouped", name
+
+
 def size(model: nn.Module) -> int:
     return sum(x.numel() for x in model.parameters())
 

@@ -123,6 +123,20 @@ def test_a_cross_section_of_the_zoo(name: str, randomise: Any, draw_dead: Any) -
     follow(name, randomise(build(name)), draw_dead)
 
 
+@pytest.mark.parametrize("name", CROSS_SECTION)
+def test_round_widths_are_exact_too(name: str, randomise: Any, draw_dead: Any) -> None:
+    model = randomise(build(name))
+    flow = surgery.trace(model, example(name, torch.float64))
+    plan = flow.plan(draw_dead(flow, 0.5), round_to=8)
+    surgery.slim(model, plan)
+    assert plan.proof is not None
+    assert plan.proof <= 1e-12
+    for layer, cut in plan.cuts.items():
+        rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
+        for n, dense in zip((rows, columns), cut.layer.widths, strict=True):
+            assert n % 8 == 0 or n == dense or cut.layer.kind == "grouped", layer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifiers", "segmenters", "detectors", "ours"])
 def test_the_whole_zoo(kind: str, randomise: Any, draw_dead: Any, capsys: Any) -> None:
