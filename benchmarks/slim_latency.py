@@ -10,16 +10,15 @@ within a round, in brackets the middle half of them. FLOPs are counted by fvcore
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_sparsity import surgery
 from lightning_sparsity.metrics import flops
 from lightning_sparsity.models import VGG19, DenseNet40, ResNet56
+from lightning_sparsity.report.latency import Comparison, compare
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG19": VGG19,
@@ -51,40 +50,23 @@ def variants(model: nn.Module, share: float) -> dict[str, nn.Module]:
     }
 
 
-@torch.inference_mode()
-def measured(
-    models: dict[str, nn.Module], images: Tensor, seconds: float
-) -> dict[str, list[float]]:
-    """Milliseconds of every model in every round; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 6 or time.perf_counter() < end:
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(images)
-            times[name].append(1e3 * (time.perf_counter() - start))
-        rounds += 1
-    return {name: each[1:] for name, each in times.items()}
-
-
-def ratio(times: list[float], to: list[float]) -> str:
+def ratio(found: Comparison, name: str, to: str) -> str:
     """The median ratio within a round, and the middle half."""
-    ratios = [a / b for a, b in zip(times, to, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    middle = found.ratio(name, to=to)
+    return f"{middle.median:.2f} ({middle.low:.2f}–{middle.high:.2f})"
 
 
 def row(name: str, share: float, batch: int, models: dict[str, nn.Module], seconds: float) -> str:
     """One line of the table."""
     example = torch.randn(1, 3, 32, 32)
     work = {key: flops(model, example).total for key, model in models.items()}
-    times = measured(models, torch.randn(batch, 3, 32, 32), seconds)
-    cells = [name, f"{share:.0%}", str(batch), f"{statistics.median(times['dense']):.1f}"]
-    cells.append(ratio(times["masked"], times["dense"]))
+    found = compare(models, torch.randn(batch, 3, 32, 32), seconds)
+    cells = [name, f"{share:.0%}", str(batch), f"{found.timing('dense').median:.1f}"]
+    cells.append(ratio(found, "masked", to="dense"))
     for key in ("slim", "no gather"):
-        cells += [f"{work[key] / work['dense']:.0%}", f"{statistics.median(times[key]):.1f}"]
-        cells.append(ratio(times[key], times["dense"]))
-    cells.append(ratio(times["slim"], times["no gather"]))
+        cells += [f"{work[key] / work['dense']:.0%}", f"{found.timing(key).median:.1f}"]
+        cells.append(ratio(found, key, to="dense"))
+    cells.append(ratio(found, "slim", to="no gather"))
     return f"| {' | '.join(cells)} |"
 
 
@@ -95,7 +77,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.7])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--seconds", type=float, default=15, help="at least, for each row")
+    parser.add_argument("--seconds", type=float, default=15, help="at most about, for each row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(

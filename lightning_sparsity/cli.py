@@ -12,6 +12,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_sparsity import (
+    bench,
     callbacks,
     checkpoint,
     classifier,
@@ -33,6 +34,8 @@ STAND_INS = {
     ("short", "wrn28-10-sgl"): "short-wrn-sgl",
 }
 """What a recipe means after another one whose list of callbacks it has to replace."""
+COMMANDS = {"slim": checkpoint.slim, "export": export.export, "bench": bench.bench}
+"""What is there besides the commands of LightningCLI."""
 NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
 OPTIONS: dict[str, Any] = {
@@ -41,7 +44,8 @@ OPTIONS: dict[str, Any] = {
     "seed_everything_default": 0,
     "parser_kwargs": {
         "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit; "
-        "`export --help`: write a slim network as a .pt2 or .onnx file."
+        "`export --help`: write a slim network as a .pt2 or .onnx file; `bench --help`: measure "
+        "how fast it is."
     },
 }
 
@@ -128,10 +132,9 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        if arguments[:1] in (["slim"], ["export"]):
-            command = checkpoint.slim if arguments[0] == "slim" else export.export
+        if arguments and arguments[0] in COMMANDS:
             sys.argv[1:] = []  # which Lightning would take for arguments of its own
-            command(arguments[1:], parsed)
+            COMMANDS[arguments[0]](arguments[1:], parsed)
             return
         # In sys.argv rather than passed on: processes that a strategy starts read it there.
         sys.argv[1:] = with_recipe(arguments)

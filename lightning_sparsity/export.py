@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningCLI
+from torch import nn
 
 from lightning_sparsity import report, surgery
 from lightning_sparsity.callbacks.network import bare
@@ -29,20 +30,39 @@ def export(args: Sequence[str], build: Build) -> None:
         ValueError: If the network is not of this run, or cannot be exported.
     """
     given = _parser().parse_args(args)
-    slim, to = Path(given.slim), Path(given.to)
-    for name in (PLAN, WEIGHTS):
-        if not (slim / name).is_file():
-            raise FileNotFoundError(f"There is no {name} in {given.slim!r}.")
-    content = read(config_of(slim, given.config))
-    made = build({**content, "trainer": {**content["trainer"], **ON_THE_CPU}})
-    dense = bare(made.model.get_submodule(cut_from(made.model, slim)))
-    network = surgery.load(dense, slim)
+    _, network, example = networks_of(given.slim, given.config, build)
+    to = Path(given.to)
     try:
-        difference = surgery.export(network, _examples(made), to)
+        difference = surgery.export(network, example, to)
     except (ImportError, RuntimeError) as error:  # both are one sentence
         raise ValueError(str(error)) from error
     size = to.stat().st_size
     report.say(f"{to}: {size:,} bytes, largest relative difference {difference:.1e}")
+
+
+def networks_of(folder: str, config: str | None, build: Build) -> tuple[nn.Module, nn.Module, Any]:
+    """The networks of a run, on the CPU, and two examples of what they are called with.
+
+    Args:
+        folder: The folder `slim` of the run.
+        config: The configuration to take in place of that of the run.
+        build: Makes Trainer, module and data of a configuration.
+
+    Returns:
+        The dense network with fresh weights, the slim one with its own, and the examples.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the network is not of this run, or nothing says what it is called with.
+    """
+    slim = Path(folder)
+    for name in (PLAN, WEIGHTS):
+        if not (slim / name).is_file():
+            raise FileNotFoundError(f"There is no {name} in {folder!r}.")
+    content = read(config_of(slim, config))
+    made = build({**content, "trainer": {**content["trainer"], **ON_THE_CPU}})
+    dense = bare(made.model.get_submodule(cut_from(made.model, slim)))
+    return dense, surgery.load(dense, slim), _examples(made)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +85,6 @@ def _examples(made: LightningCLI) -> Any:  # noqa: ANN401
     if made.model.example_input_array is not None:
         return made.model.example_input_array
     raise ValueError(
-        "export needs to know what the network is called with: give the data module an "
-        "input_shape, or set self.example_input_array in the module."
+        "Nothing says what the network is called with: give the data module an input_shape, or "
+        "set self.example_input_array in the module."
     )

@@ -37,6 +37,7 @@ FLOORS = {
     "recipes": ROOF,
     "checkpoint": ROOF,
     "export": ROOF,
+    "bench": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
-from lightning_sparsity.report.latency import Timing, compare
+from lightning_sparsity.report.latency import Timing, in_turns, once
 from lightning_sparsity.sparse_file import FileSize, file_size
 
 __all__ = ["Footprint", "Slim", "footprint", "measure", "work_of"]
@@ -142,9 +142,22 @@ def _times(
         module.to(device)
         for n in BATCHES:
             batch = examples[torch.arange(n) % len(examples)].to(device)
-            times[n] = compare(module, lambda: cutter.uncut(module), batch)
+            times[n] = _latency(module, cutter, batch)
     except Exception:  # as above: the table then shows no times
         return {}
     finally:
         module.cpu()
     return times
+
+
+def _latency(
+    module: pl.LightningModule, cutter: CutCallback, batch: Tensor
+) -> tuple[Timing, Timing]:
+    """Times before and after the cut. Both networks have one place, so they change it in turns."""
+
+    def dense() -> float:
+        with cutter.uncut(module):
+            return once(module, batch)
+
+    found = in_turns({"dense": dense, "slim": lambda: once(module, batch)})
+    return found.timing("dense"), found.timing("slim")
