@@ -59,7 +59,8 @@ def slim(args: Sequence[str], build: Build) -> None:
     after = _validate(made) if before else {}
     metrics = {name: (before[name], after[name]) for name in after}
     figures = describe(network, cut, example)
-    content = {"checkpoint": str(checkpoint), "amount": given.amount, "metrics": metrics, **figures}
+    given_as = {"checkpoint": str(checkpoint), "amount": given.amount, "path": path}
+    content = {**given_as, "metrics": metrics, **figures}
     write(cut, content, folder)
     report.print_cut(figures, metrics)
     if not metrics:

@@ -3,7 +3,7 @@
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lightning_sparsity import (
     models,
     penalties,
     report,
+    run_report,
     schedules,
     surgery,
 )
@@ -33,6 +34,12 @@ STAND_INS = {
     ("short", "wrn28-10-sgl"): "short-wrn-sgl",
 }
 """What a recipe means after another one whose list of callbacks it has to replace."""
+COMMANDS: dict[str, Callable[[Sequence[str], checkpoint.Build], None]] = {
+    "slim": checkpoint.slim,
+    "export": export.export,
+    "report": run_report.report,
+}
+"""Besides those of LightningCLI."""
 NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
 OPTIONS: dict[str, Any] = {
@@ -41,7 +48,8 @@ OPTIONS: dict[str, Any] = {
     "seed_everything_default": 0,
     "parser_kwargs": {
         "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit; "
-        "`export --help`: write a slim network as a .pt2 or .onnx file."
+        "`export --help`: write a slim network as a .pt2 or .onnx file; "
+        "`report --help`: the page of a run."
     },
 }
 
@@ -128,8 +136,8 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        if arguments[:1] in (["slim"], ["export"]):
-            command = checkpoint.slim if arguments[0] == "slim" else export.export
+        command = COMMANDS.get(arguments[0]) if arguments else None
+        if command is not None:
             sys.argv[1:] = []  # which Lightning would take for arguments of its own
             command(arguments[1:], parsed)
             return

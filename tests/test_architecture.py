@@ -37,6 +37,7 @@ FLOORS = {
     "recipes": ROOF,
     "checkpoint": ROOF,
     "export": ROOF,
+    "run_report": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }
