@@ -3,7 +3,7 @@
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,8 @@ STAND_INS = {
     ("short", "wrn28-10-sgl"): "short-wrn-sgl",
 }
 """What a recipe means after another one whose list of callbacks it has to replace."""
-COMMANDS: dict[str, Callable[[Sequence[str], checkpoint.Build], None]] = {
-    "slim": checkpoint.slim,
-    "export": export.export,
-    "report": run_report.report,
-}
-"""Besides those of LightningCLI."""
+COMMANDS = {"slim": checkpoint.slim, "export": export.export, "report": run_report.report}
+"""What is there besides the commands of LightningCLI."""
 NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
 OPTIONS: dict[str, Any] = {
@@ -136,10 +132,9 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        command = COMMANDS.get(arguments[0]) if arguments else None
-        if command is not None:
+        if arguments and arguments[0] in COMMANDS:
             sys.argv[1:] = []  # which Lightning would take for arguments of its own
-            command(arguments[1:], parsed)
+            COMMANDS[arguments[0]](arguments[1:], parsed)
             return
         # In sys.argv rather than passed on: processes that a strategy starts read it there.
         sys.argv[1:] = with_recipe(arguments)

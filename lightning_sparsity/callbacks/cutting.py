@@ -160,7 +160,7 @@ class Cutting:
         device = next(network.parameters()).device
         example = each_tensor(self._example, lambda x: x.to(device))
         made = slimming.cut(network, example, share, gather=self.gather)
-        dead = torch.cat([mask.float() for mask in made.plan.dead.values()])
+        dead = torch.cat([mask.double() for mask in made.plan.dead.values()])
         with self._held(pl_module, made.network):
             yield float(dead.mean())
 

@@ -1,7 +1,7 @@
 """Charts as inline SVG: plain strings, coloured by the style sheet of the page they stand in."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from math import isfinite, sqrt
 from typing import Any
 
@@ -48,7 +48,7 @@ def lines(
     frame = Frame((0.0, max(x for x, _ in found)), (low, high), percent if share else short)
     body = frame.axes(along)
     last = {n: [y for _, y in points if isfinite(y)][-1:] for n, points in thin.items()}
-    for colour, points in zip(COLOURS, thin.values(), strict=False):
+    for colour, points in zip(cycle(COLOURS), thin.values(), strict=False):
         body += f'<path class="line {colour}" d="{frame.path(points)}"/>'
     if len(thin) > 1:
         body += _legend(thin)
@@ -96,7 +96,7 @@ def rows(layers: Sequence[tuple[str, int, int]], most: int, title: str) -> str:
         title: What is drawn.
     """
     longest = max(min(len(name), NAME) for name, _, _ in layers)
-    step, start = 18, 14 + 6 * longest
+    step, start = 18, 12 + 6.8 * longest
     room = WIDTH - start - 72
     outline, fill, words = "", "", ""
     for i, (name, dense, slim) in enumerate(layers):
@@ -175,7 +175,7 @@ def _dot(frame: Frame, point: Point, colour: str, radius: float = 3) -> str:
 
 def _legend(names: Mapping[str, object]) -> str:
     body, x = "", float(LEFT)
-    for colour, name in zip(COLOURS, names, strict=False):
+    for colour, name in zip(cycle(COLOURS), names, strict=False):
         body += f'<path class="line {colour}" d="M{x:.1f} 10h14"/>' + text(x + 18, 14, name, "")
         x += 30 + 6.2 * len(name)
     return body

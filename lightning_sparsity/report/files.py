@@ -9,9 +9,10 @@ from typing import Any, final
 
 import yaml
 
-__all__ = ["Run", "read"]
+__all__ = ["PAGE", "Run", "read"]
 
 Content = Mapping[str, Any]
+PAGE = "report.html"
 PLACES = ("*", "slim/*", "checkpoints/*")
 
 
@@ -26,7 +27,7 @@ class Run:
         cut: `slim/report.json`, which every cut writes.
         config: `config.yaml`, which a LightningCLI writes.
         history: What the monitor measured, from the summary or else from `metrics.csv`.
-        files: Path of each file in the folder and its bytes.
+        files: Path of each file in the folder, but for the page, and its bytes.
     """
 
     folder: Path
@@ -93,4 +94,5 @@ def _is_number(text: str) -> bool:
 
 def _sizes(folder: Path) -> dict[str, int]:
     found = [path for place in PLACES for path in sorted(folder.glob(place)) if path.is_file()]
+    found = [path for path in found if path.name != PAGE]  # the page cannot know its own size
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}

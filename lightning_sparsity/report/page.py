@@ -4,7 +4,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from lightning_sparsity.report.files import Run, read
+from lightning_sparsity.report.files import PAGE, Run, read
 from lightning_sparsity.report.sections import SECTIONS
 from lightning_sparsity.report.words import (
     Gain,
@@ -21,7 +21,6 @@ from lightning_sparsity.report.words import (
 
 __all__ = ["page", "write_page"]
 
-PAGE = "report.html"
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """The browser is told that the page needs nothing from outside."""
 COPY = """

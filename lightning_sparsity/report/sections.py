@@ -1,14 +1,13 @@
 """The sections of the page of a run, each from its files alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 from math import isfinite
 from typing import Any
 
-from lightning_sparsity import callbacks
 from lightning_sparsity.report import charts
-from lightning_sparsity.report.files import Run
+from lightning_sparsity.report.files import PAGE, Run
 from lightning_sparsity.report.svg import percent
 from lightning_sparsity.report.words import Row, loading, number, settings
 
@@ -19,7 +18,7 @@ COLUMN = 12  # layers below each other, where there is room for columns
 FEW_LINES = 8
 BY_FIT = "it is measured by <code>lightning-sparsity fit</code>, and stands in summary.json."
 FILES = {
-    "report.html": "this page",
+    PAGE: "this page",
     "summary.json": "all figures, for programs",
     "summary.png": "the run as a picture",
     "config.yaml": "all settings; <code>fit --config config.yaml</code> trains it again",
@@ -75,7 +74,7 @@ def _cell(row: Row, i: int) -> str:
     text = number(row.values[i], row.form)
     if row.spread and i != 1:
         low, high = row.spread[i // 2]
-        text += f"<small>{low:.2f} to {high:.2f}</small>"
+        text += f"<small>{low:.2f}–{high:.2f}</small>"
     return f'<td class="ship">{text}</td>' if i == 2 else f"<td>{text}</td>"
 
 
@@ -155,29 +154,17 @@ def progress(run: Run, rows: Sequence[Row]) -> str:
             "<code>every_n_steps</code> was more than there were steps."
         )
     drawn = ""
-    names = _callbacks(run)
     for kind, share in (("objective", False), ("sparsity", True)):
-        keys = sorted({k for p in run.history for k in p if k.rstrip("_0123456789") == kind})
+        keys = sorted({k for p in run.history for k in p if k == kind or k.startswith(f"{kind}_")})
         series = {
-            names.get(key.removeprefix(kind), key) if len(keys) > 1 else key: [
-                (point["step"], point.get(key, float("nan"))) for point in run.history
-            ]
+            key: [(point["step"], point.get(key, float("nan"))) for point in run.history]
             for key in keys
         }
         chart = charts.lines(series, kind.capitalize(), along="optimizer step", share=share)
         drawn += _figure(chart, kind.capitalize()) if chart else ""
     note = "Objective: the loss of the batch and all penalties. Sparsity: the share of what a "
-    note += "callback works on that is exactly zero."
+    note += "callback works on that is exactly zero; names are those in the log."
     return f'<div class="charts">{drawn}</div><p class="note">{note}</p>'
-
-
-def _callbacks(run: Run) -> dict[str, str]:
-    """The callbacks that are measured, by what the names of their figures end in."""
-    listed = (run.config.get("trainer") or {}).get("callbacks") or []
-    paths = [str(c.get("class_path")) for c in listed if isinstance(c, Mapping)]
-    names = [path.rpartition(".")[2] for path in paths]
-    measured = [n for n in names if hasattr(getattr(callbacks, n, None), "measurements")]
-    return {"" if i == 1 else f"_{i}": name for i, name in enumerate(measured, start=1)}
 
 
 def amount(run: Run, rows: Sequence[Row]) -> str:
@@ -236,20 +223,23 @@ def load(run: Run, rows: Sequence[Row]) -> str:
 
 def files(run: Run, rows: Sequence[Row]) -> str:
     """Which file is which."""
-    lines = []
+    lines = [_file(PAGE, "", FILES[PAGE])]
     for name, size in run.files.items():
         told = FILES.get(name, "")
         if name.startswith("checkpoints/"):
             told = "a checkpoint, which Lightning loads and resumes from"
             if str(run.summary.get("checkpoint") or "").endswith(name):
                 told += "; dense and sparse above are this one"
-        lines.append(f'<tr><th scope="row"><code>{escape(name)}</code></th>')
-        size_of = "" if name == "report.html" else f"{size:,}"
-        lines[-1] += f'<td>{size_of}</td><td class="what">{told}</td></tr>'
+        lines.append(_file(name, f"{size:,}", told))
     head = '<th scope="col">file</th><th scope="col">bytes</th>'
     head += '<th scope="col" class="what">what it is</th>'
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return _scroll(body, "Files")
+
+
+def _file(name: str, size: str, told: str) -> str:
+    name = f'<th scope="row"><code>{escape(name)}</code></th>'
+    return f'<tr>{name}<td>{size}</td><td class="what">{told}</td></tr>'
 
 
 SECTIONS = {

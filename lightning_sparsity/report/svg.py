@@ -23,7 +23,7 @@ __all__ = [
 
 Point = tuple[float, float]
 WIDTH = 360  # at this width letters are of the size of the text on a phone
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 26, 32
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 32
 
 
 def short(value: float) -> str:

@@ -167,7 +167,7 @@ def result(rows: Sequence[Row]) -> str:
     row = headline(rows)
     if row is not None:
         dense, ships = (number(value, row.form) for value in ends(row))
-        parts.append(f"{called(row)} {dense} → {ships}")
+        parts.append(f"{called(row)} {dense}\u00a0→\u00a0{ships}")
     return ", ".join(parts)
 
 
