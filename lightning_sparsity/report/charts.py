@@ -87,16 +87,16 @@ def curve(points: Sequence[Point], chosen: Point, title: str, *, share: bool) ->
     )
 
 
-def rows(layers: Sequence[tuple[str, int, int]], most: int, title: str) -> str:
+def rows(layers: Sequence[tuple[str, int, int]], title: str, *, most: int, longest: int) -> str:
     """A bar for every layer, with its name and its numbers.
 
     Args:
         layers: Name of each layer, its channels before and after.
-        most: The number of channels that fills the width.
         title: What is drawn.
+        most: The number of channels that fills the width.
+        longest: Letters of the longest name.
     """
-    longest = max(min(len(name), NAME) for name, _, _ in layers)
-    step, start = 18, 12 + 6.8 * longest
+    step, start = 18, 12 + 6.8 * min(longest, NAME)
     room = WIDTH - start - 72
     outline, fill, words = "", "", ""
     for i, (name, dense, slim) in enumerate(layers):

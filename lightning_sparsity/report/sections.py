@@ -113,8 +113,10 @@ def channels(run: Run, rows: Sequence[Row]) -> str:
     if len(layers) > FEW_LAYERS:
         wide = f'<figure class="wide">{charts.bars(layers, title)}</figure>'
         body += _scroll(wide, title)
-    parts = "".join(f"<figure>{charts.rows(part, most, title)}</figure>" for part in _parts(layers))
-    parts = f'<div class="charts">{parts}</div>'
+    longest = max(len(name) for name, _, _ in layers)
+    drawn = (charts.rows(x, title, most=most, longest=longest) for x in _parts(layers))
+    parts = "".join(f"<figure>{chart}</figure>" for chart in drawn)
+    parts = f'<div class="charts columns">{parts}</div>'
     if len(layers) > FEW_LAYERS:
         parts = (
             f"<details><summary>Each layer</summary>{_scroll(parts, title, tall=True)}</details>"

@@ -138,22 +138,24 @@ def _of(cut: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 def gains(rows: Sequence[Row]) -> Iterator[Gain]:
     """How much smaller and faster the slim network is, or larger and slower."""
     known = {row.name: row for row in rows if row.gain}
-    times = [row for row in known.values() if row.form == "ms"]
+    timed = [row for row in known.values() if row.form == "ms"]
     for name in ("parameters", "FLOPs"):
         if name in known:
             gain = known[name].gain or 1.0
             word = "fewer" if gain >= 1 else "more"
             yield Gain(f"{max(gain, 1 / gain):.1f}×", f"{word} {name}", known[name])
-    if times:
-        row = times[-1]
+    if timed:
+        row = timed[-1]
         batch = row.name.rpartition(" ")[2]
         (low, high), (least, most) = row.spread or ((0, 0), (0, 0))
         gain = row.gain or 1.0
+        times = f"{max(gain, 1 / gain):.1f}×"
         if least <= high and low <= most:
             yield Gain("as fast", f"at batch {batch}, within the spread", row)
+        elif times == "1.0×":
+            yield Gain("as fast", f"at batch {batch}", row)
         else:
-            word = "faster" if gain > 1 else "slower"
-            yield Gain(f"{max(gain, 1 / gain):.1f}×", f"{word} at batch {batch}", row)
+            yield Gain(times, f"{'faster' if gain > 1 else 'slower'} at batch {batch}", row)
 
 
 def result(rows: Sequence[Row]) -> str:
@@ -221,7 +223,7 @@ def settings(run: Run) -> Iterator[tuple[str, list[str]]]:
     }
     for name, value in found.items():
         if value is not None:
-            yield name, [_cropped(spelled(value))]
+            yield name, [_cropped(value if isinstance(value, str) else spelled(value))]
     callbacks = trainer.get("callbacks") or []
     if callbacks:
         listed = callbacks if isinstance(callbacks, list) else [callbacks]

@@ -85,7 +85,8 @@ def test_the_result_is_one_sentence(made_up: Make, written: Write) -> None:
     ("dense", "slim", "words"),
     [
         (6.0, 9.5, "1.6× slower at batch 64"),
-        (9.5, 9.4, "as fast at batch 64, within the spread"),
+        (9.5, 9.45, "as fast at batch 64, within the spread"),
+        (9.5, 9.3, "as fast at batch 64, test"),
     ],
 )
 def test_a_slim_network_is_not_called_faster_than_measured(
@@ -95,7 +96,7 @@ def test_a_slim_network_is_not_called_faster_than_measured(
     for timing, median in zip(
         files["summary.json"]["slim"]["latency"]["64"], (dense, slim), strict=True
     ):
-        timing.update(median=median, low=0.95 * median, high=1.05 * median)
+        timing.update(median=median, low=0.99 * median, high=1.01 * median)
     assert words in page_of(written(files)).text
 
 
