@@ -63,7 +63,7 @@ def slim(args: Sequence[str], build: Build) -> None:
     metrics = {name: (before[name], after[name]) for name in after}
     figures = describe(network, cut, example)
     asked = {"amount": given.amount, "round_to": given.round_to}
-    content = {"checkpoint": str(checkpoint), **asked, "metrics": metrics, **figures}
+    content = {"checkpoint": str(checkpoint), "path": path, **asked, "metrics": metrics, **figures}
     write(cut, content, folder)
     report.print_cut(figures, metrics)
     if not metrics:

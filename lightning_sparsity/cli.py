@@ -21,6 +21,7 @@ from lightning_sparsity import (
     models,
     penalties,
     report,
+    run_report,
     schedules,
     surgery,
 )
@@ -34,7 +35,12 @@ STAND_INS = {
     ("short", "wrn28-10-sgl"): "short-wrn-sgl",
 }
 """What a recipe means after another one whose list of callbacks it has to replace."""
-COMMANDS = {"slim": checkpoint.slim, "export": export.export, "bench": bench.bench}
+COMMANDS = {
+    "slim": checkpoint.slim,
+    "export": export.export,
+    "bench": bench.bench,
+    "report": run_report.report,
+}
 """What is there besides the commands of LightningCLI."""
 NAMESPACES = (callbacks, classifier, data, models, penalties, schedules, surgery)
 """Imported so that their classes can be given by bare name: `--trainer.callbacks+=...`."""
@@ -45,7 +51,7 @@ OPTIONS: dict[str, Any] = {
     "parser_kwargs": {
         "epilog": "And `slim --help`: cut the network of a checkpoint, without a fit; "
         "`export --help`: write a slim network as a .pt2 or .onnx file; `bench --help`: measure "
-        "how fast it is."
+        "how fast it is; `report --help`: the page of a run."
     },
 }
 

@@ -38,6 +38,7 @@ FLOORS = {
     "checkpoint": ROOF,
     "export": ROOF,
     "bench": ROOF,
+    "run_report": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }

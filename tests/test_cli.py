@@ -1,6 +1,8 @@
 import json
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,10 +39,35 @@ def test_fit_without_a_config_runs_the_default_recipe_and_names_its_files(
     figures = json.loads((folder / "summary.json").read_text())
     assert (folder / "summary.png").stat().st_size > 10_000
     assert "summary.png" in shown
+    assert "report.html" in shown
     assert "test_acc" in figures["metrics"]
     assert Path(figures["checkpoint"]).is_file()
     assert {layer["name"] for layer in figures["layers"]} >= {"model.fc", "model.conv1"}
     assert figures["flops"]["sparse"] <= figures["flops"]["dense"]
+
+
+@quiet
+def test_the_command_report_makes_the_page_of_the_fit_again(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", *TINY)
+    folder = Path("runs/curves/version_0")
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    capsys.readouterr()
+    run("report", str(folder))
+    assert capsys.readouterr().out == "runs/curves/version_0/report.html\n"
+    assert (folder / "report.html").read_text() == page
+    names: dict[str, Any] = {}
+    exec(unescape(page.partition('<code id="code">')[2].partition("</code>")[0]), names)
+    slim = json.loads((folder / "summary.json").read_text())["slim"]
+    assert sum(x.numel() for x in names["network"].parameters()) == slim["after"]["parameters"]
+
+
+@quiet
+def test_the_command_report_refuses_what_is_not_a_run(run: Run) -> None:
+    with pytest.raises(SystemExit, match=r"^lightning-sparsity: There is neither a summary\.json"):
+        run("report", ".")
 
 
 @quiet

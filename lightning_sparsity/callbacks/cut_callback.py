@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups
+from lightning_sparsity.surgery import Budget
 
 
 class CutCallback(Callback):
@@ -30,6 +31,25 @@ class CutCallback(Callback):
         if self._cutting is None:
             raise ValueError(f"{type(self).__name__} does not cut networks.")
         return self._cutting.uncut(pl_module)
+
+    @property
+    def amount(self) -> float | Budget | None:
+        """How much it cuts; None: what is zero."""
+        return None if self._cutting is None else self._cutting.amount
+
+    def recut(self, pl_module: pl.LightningModule, share: float) -> AbstractContextManager[float]:
+        """Inside this context the module holds its network cut by another share of the channels.
+
+        Args:
+            pl_module: The module, with the slim network.
+            share: The share of all BatchNorm channels to cut, in (0, 1).
+
+        Returns:
+            The context; it gives the share that was cut, more than asked for where more is zero.
+        """
+        if self._cutting is None:
+            raise ValueError(f"{type(self).__name__} does not cut networks.")
+        return self._cutting.recut(pl_module, share)
 
     def settle(self) -> None:
         """Let the module hold for good what this callback has made sparse."""

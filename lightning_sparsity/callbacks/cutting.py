@@ -133,7 +133,8 @@ class Cutting:
         folder = self._folder(trainer)
         if folder is not None:
             amount = "zeros" if self.amount is None else str(self.amount)
-            rank_zero_only(write)(made, {**settings, "amount": amount, **figures}, folder)
+            given_as = {**settings, "amount": amount, "path": self.path}
+            rank_zero_only(write)(made, {**given_as, **figures}, folder)
         trainer.strategy.barrier()
         self._carry_over(trainer, network, made)
         self._dense = network
@@ -153,10 +154,29 @@ class Cutting:
     @contextmanager
     def uncut(self, pl_module: pl.LightningModule) -> Iterator[None]:
         """Inside, the module holds the network before the cut, with the scales it was cut by."""
+        with self._held(pl_module, self._before()):
+            yield
+
+    @contextmanager
+    def recut(self, pl_module: pl.LightningModule, share: float) -> Iterator[float]:
+        """Inside, the module holds the network cut by another share; gives what share it was."""
+        network = self._before()
+        device = next(network.parameters()).device
+        example = each_tensor(self._example, lambda x: x.to(device))
+        made = slimming.cut(network, example, share, gather=self.gather)
+        dead = torch.cat([mask.double() for mask in made.plan.dead.values()])
+        with self._held(pl_module, made.network):
+            yield float(dead.mean())
+
+    def _before(self) -> nn.Module:
         if self._dense is None or self.record is None:
             raise ValueError(f"{type(self.owner).__name__} has not cut this module's network.")
+        return self._dense
+
+    @contextmanager
+    def _held(self, pl_module: pl.LightningModule, network: nn.Module) -> Iterator[None]:
         slim = bare(pl_module.get_submodule(self.path))
-        place(pl_module, self.path, self._dense)
+        place(pl_module, self.path, network)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from lightning_sparsity.surgery import save
 
 
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Channels, parameters, bytes and FLOPs before and after a cut, its proof, what was frozen.
+    """Class, channels, parameters, bytes and FLOPs of a cut network, its proof, what was frozen.
 
     Channels are those of BatchNorm layers or, in a network without, the outputs of convolutions and
     linear layers.
@@ -33,7 +33,9 @@ def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str
         for name in counted
     }
     before, after = (sum(layer[of] for layer in layers.values()) for of in ("dense", "slim"))
+    kind = type(network)
     return {
+        "network": f"{kind.__module__}.{kind.__qualname__}",
         "proof": plan.proof,
         "channels": {"dense": before, "slim": after},
         "parameters": {"dense": _parameters(network), "slim": _parameters(made.network)},

@@ -1,6 +1,9 @@
-"""What a run came to: a table, a picture and the figures behind them."""
+"""What a run came to: a table, a picture, a page and the figures behind them."""
 
+from lightning_sparsity.report.curve import Curve
+from lightning_sparsity.report.files import Run, read
 from lightning_sparsity.report.latency import Comparison, Timing, compare
+from lightning_sparsity.report.page import page, write_page
 from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Footprint, Slim
 from lightning_sparsity.report.summary import Layer, Size, Summary, summarize
@@ -8,17 +11,22 @@ from lightning_sparsity.report.table import print_cut, print_table, save, say
 
 __all__ = [
     "Comparison",
+    "Curve",
     "Footprint",
     "Layer",
+    "Run",
     "Size",
     "Slim",
     "Summary",
     "Timing",
     "compare",
     "draw",
+    "page",
     "print_cut",
     "print_table",
+    "read",
     "save",
     "say",
     "summarize",
+    "write_page",
 ]

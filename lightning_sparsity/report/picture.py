@@ -36,8 +36,9 @@ def draw(run: Summary, path: Path) -> None:
 
 
 def _over_time(axes: Axes, run: Summary, name: str, scale: float = 1.0) -> None:
-    """The figure of that name, and those of further callbacks, which have a number behind it."""
-    names = {key for point in run.history for key in point if key.rstrip("_0123456789") == name}
+    """The figure of that name, and those of further callbacks, whose names begin with it."""
+    keys = {key for point in run.history for key in point}
+    names = {key for key in keys if key == name or key.startswith(f"{name}_")}
     steps = [point["step"] for point in run.history]
     for key, color in zip(sorted(names), (SPARSE, SLIM, DENSE), strict=False):
         values = [scale * point.get(key, float("nan")) for point in run.history]

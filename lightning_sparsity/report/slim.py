@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
+from lightning_sparsity.report.curve import Curve
 from lightning_sparsity.report.latency import Timing, in_turns, once
 from lightning_sparsity.sparse_file import FileSize, file_size
 
@@ -26,6 +27,7 @@ class Footprint:
 
     Args:
         parameters: Its parameters.
+        nonzero: How many of them are not zero.
         flops: FLOPs for one example, or None where they could not be counted.
         bytes_on_disk: Bytes of its state in a file, or None where it cannot be written to one.
         channels: Channels of each BatchNorm layer; in a network without, those that each
@@ -34,6 +36,7 @@ class Footprint:
     """
 
     parameters: int
+    nonzero: int
     flops: int | None
     bytes_on_disk: FileSize | None
     channels: Mapping[str, int]
@@ -53,6 +56,7 @@ class Slim:
         latency: Time per batch before and after, by the number of examples.
         proof: Relative difference between the outputs of the slim network and those of the one
             before the cut with what was cut at zero.
+        curve: How good the network would be cut by other amounts, once that is measured.
     """
 
     metrics: Mapping[str, float]
@@ -61,6 +65,7 @@ class Slim:
     after: Footprint
     latency: Mapping[int, tuple[Timing, Timing]]
     proof: float
+    curve: Curve | None = None
 
 
 def measure(
@@ -100,6 +105,7 @@ def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
     parts, work = dict(network.named_modules()), work_of(network, examples)
     return Footprint(
         parameters=sum(x.numel() for x in network.parameters()),
+        nonzero=sum(int(x.count_nonzero()) for x in network.parameters()),
         flops=None if work is None else work.total,
         bytes_on_disk=file_size(network),
         channels=_channels(parts),

@@ -14,6 +14,7 @@ from lightning_sparsity.callbacks import SparsityMonitor
 from lightning_sparsity.callbacks.copies import SplitCallback
 from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount
+from lightning_sparsity.report.curve import by_amount
 from lightning_sparsity.report.slim import Slim, measure, work_of
 from lightning_sparsity.sparse_file import FileSize, file_size
 
@@ -26,6 +27,7 @@ class Size:
     """How large a network is, dense and sparse.
 
     Args:
+        layers: Convolutions and linear layers of the sparse network.
         parameters: All parameters.
         dense: Parameters of the dense network that are not zero.
         sparse: Parameters of the sparse network that are not zero.
@@ -34,6 +36,7 @@ class Size:
             None where it cannot be written to one.
     """
 
+    layers: tuple["Layer", ...]
     parameters: int
     dense: int
     sparse: int
@@ -68,9 +71,9 @@ class Summary:
         checkpoint: File that both come from; empty for the network in memory.
         split: `"test"` or, where there is no test data, `"validation"`.
         metrics: Metrics by name, each dense and sparse.
-        layers: Convolutions and linear layers of the sparse network.
-        size: Parameters, non-zero parameters and FLOPs.
+        size: Layers, parameters, non-zero parameters and FLOPs.
         history: What the monitor measured over the run.
+        histograms: The magnitudes that the monitor counted over the run.
         weights: The split weights, dense and sparse, by name.
         slim: The network after the cut, if there was one.
     """
@@ -78,9 +81,9 @@ class Summary:
     checkpoint: str
     split: str
     metrics: Mapping[str, tuple[float, float]]
-    layers: tuple[Layer, ...]
     size: Size
     history: tuple[Mapping[str, float], ...]
+    histograms: tuple[Mapping[str, Any], ...]
     weights: Mapping[str, tuple[Tensor, Tensor]]
     slim: Slim | None = None
 
@@ -114,7 +117,8 @@ def summarize(
     behind = trainer.global_step - best.step if best.path else 0
     examples = _example(trainer)
     slim = measure(trainer, module, cutter, examples, metrics=metrics, behind=behind)
-    return replace(run, slim=slim)
+    curve = by_amount(trainer, module, data, cutter)
+    return replace(run, slim=replace(slim, curve=curve))
 
 
 State = dict[str, Tensor]
@@ -179,19 +183,20 @@ def _both_sides(
         checkpoint=best.path,
         split=split,
         metrics={name: (before[name], after[name]) for name in after},
-        layers=tuple(
-            Layer(name, part.weight.numel(), int(part.weight.count_nonzero()))
-            for name, part in module.named_modules()
-            if isinstance(part, LAYERS)
-        ),
         size=Size(
+            tuple(
+                Layer(name, part.weight.numel(), int(part.weight.count_nonzero()))
+                for name, part in module.named_modules()
+                if isinstance(part, LAYERS)
+            ),
             parameters,
             dense=nonzero,
             sparse=_nonzero(module),
             work=work_of(module, _example(trainer)),
             bytes_on_disk=file_size(module),
         ),
-        history=tuple(_history(trainer)),
+        history=tuple(_measured(trainer, "history")),
+        histograms=tuple(_measured(trainer, "histograms")),
         weights={name: (w.cpu(), sparse[name].cpu()) for name, w in best.dense.items()},
     )
 
@@ -222,6 +227,6 @@ def _example(trainer: pl.Trainer) -> Tensor | None:
         return None
 
 
-def _history(trainer: pl.Trainer) -> list[dict[str, float]]:
+def _measured(trainer: pl.Trainer, what: str) -> list[dict[str, Any]]:
     monitors = [c for c in trainer.callbacks if isinstance(c, SparsityMonitor)]  # type: ignore[attr-defined]
-    return monitors[0].history if monitors else []
+    return getattr(monitors[0], what, []) if monitors else []

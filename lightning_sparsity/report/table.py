@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_sparsity.report.page import write_page
 from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
@@ -72,7 +73,7 @@ def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, flo
 
 
 def save(run: Summary, folder: Path) -> Iterator[Path]:
-    """Write `summary.json` and `summary.png` into the folder of the run.
+    """Write `summary.json`, `summary.png` and `report.html` into the folder of the run.
 
     Args:
         run: What `summarize` found.
@@ -90,6 +91,7 @@ def save(run: Summary, folder: Path) -> Iterator[Path]:
     yield picture
     if run.checkpoint:
         yield Path(run.checkpoint)
+    yield write_page(folder)
 
 
 Line = tuple[str, str, str, str, str, str]
@@ -193,14 +195,14 @@ def _saved(before: float, after: float, digits: int = 2) -> str:
 
 def _layers(run: Summary) -> Iterator[Line]:
     """The rows on single layers: the largest ones, in the order of the network."""
-    largest = sorted(run.layers, key=lambda layer: layer.entries, reverse=True)[:MOST_LAYERS]
-    for layer in run.layers:
+    largest = sorted(run.size.layers, key=lambda layer: layer.entries, reverse=True)[:MOST_LAYERS]
+    for layer in run.size.layers:
         if layer in largest:
             share = f"{1 - layer.nonzero / layer.entries:.2%}"
             left = run.slim.after.layers.get(layer.name, 0) if run.slim else 0
             counts = f"{layer.entries:,}", f"{layer.nonzero:,}"
             yield f"  {layer.name}", *counts, share, f"{left:,}", _saved(layer.entries, left)
-    more = len(run.layers) - len(largest)
+    more = len(run.size.layers) - len(largest)
     if more:
         yield f"  … and {more} smaller layers", "", "", "", "", ""
 
@@ -216,7 +218,8 @@ def _figures(run: Summary) -> dict[str, object]:
         "nonzero": {"dense": run.size.dense, "sparse": run.size.sparse},
         "flops": None if work is None else {"dense": work.total, "sparse": work.effective},
         "bytes_on_disk": run.size.bytes_on_disk and asdict(run.size.bytes_on_disk),
-        "layers": [asdict(layer) for layer in run.layers],
+        "layers": [asdict(layer) for layer in run.size.layers],
         "history": list(run.history),
+        "histograms": list(run.histograms),
     }
     return figures if run.slim is None else {**figures, "slim": asdict(run.slim)}

@@ -195,4 +195,4 @@ def test_a_deep_network_shows_its_largest_layers(
     shown = capsys.readouterr().out
     assert "… and 19 smaller layers" in shown
     assert shown.count("  net.") == 12
-    assert len({path.name for path in report.save(run, tmp_path)}) == 3
+    assert len({path.name for path in report.save(run, tmp_path)}) == 4

@@ -107,7 +107,7 @@ def test_counts_match_those_by_hand(fit: Fit) -> None:
     assert run is not None
     kept = int(module.net[1].weight.count_nonzero())
     assert run.size.parameters == 16 * 8 + 8 + 8 * 2 + 2
-    assert {layer.name: (layer.entries, layer.nonzero) for layer in run.layers} == {
+    assert {layer.name: (layer.entries, layer.nonzero) for layer in run.size.layers} == {
         "net.1": (128, kept),
         "net.3": (16, 16),
     }
