@@ -51,6 +51,7 @@ PARTS = {
     "metrics": {"torchmetrics"},
     "metrics/flops.py": {"fvcore"},
     "surgery/export.py": {"onnxruntime"},
+    "callbacks/loggers.py": {"wandb"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "typing_extensions"}
 

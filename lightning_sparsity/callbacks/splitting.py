@@ -26,7 +26,7 @@ from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, select_weights
+from lightning_sparsity.selection import Select, Selected, check_finite, label, select_weights
 
 # Compiling takes seconds and saves up to a nanosecond per weight and step: it pays from here on.
 _WORTH_COMPILING = 2e10
@@ -123,6 +123,15 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
     def _penalty(self) -> Penalty:
         """The penalty as it is at this point of the training."""
         return self.penalty.at(self._progress)
+
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return label("splitting", self.select)
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "weights", [s.name for s in self.weights]
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Sparsity, penalty, gap and strengths of the current split, as scalars."""

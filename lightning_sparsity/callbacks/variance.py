@@ -14,7 +14,7 @@ from lightning_sparsity.callbacks.conditions import check_whole, epoch
 from lightning_sparsity.callbacks.cut_callback import is_slim
 from lightning_sparsity.groups import Groups, group_axis
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, check_finite, select_weights
+from lightning_sparsity.selection import Select, check_finite, label, select_weights
 
 
 class VarianceGuidance(Callback):
@@ -78,7 +78,7 @@ class VarianceGuidance(Callback):
         self.select = select
         self.groups: Groups = groups
         self.version = version
-        self._weights: list[tuple[Tensor, int]] = []  # with the axis that counts the groups
+        self._weights: list[tuple[str, Tensor, int]] = []  # with the axis that counts the groups
 
     @property
     @override
@@ -87,16 +87,25 @@ class VarianceGuidance(Callback):
             select=repr(self.select), groups=self.groups, version=self.version
         )
 
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return label("variance", self.select)
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "weights", [name for name, _, _ in self._weights]
+
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Penalty, mean coefficient of variation of layers with two active groups, and `lam`."""
         if not self._weights:
             return {}
         lam = at(self.lam, epoch(trainer))
-        lengths = [variance.lengths(weight.detach(), axis) for weight, axis in self._weights]
+        lengths = [variance.lengths(weight.detach(), axis) for _, weight, axis in self._weights]
         values = [
             float(variance.divergence(s, self.target_cv, version=self.version)) for s in lengths
         ]
-        found = [variance.statistics(weight, axis) for weight, axis in self._weights]
+        found = [variance.statistics(weight, axis) for _, weight, axis in self._weights]
         cvs = [layer.cv for layer in found if layer.active > 1]
         return {
             "penalty": torch.tensor(lam * sum(values)),
@@ -113,8 +122,8 @@ class VarianceGuidance(Callback):
         selected = select_weights(pl_module, self.select, self.groups)
         check_whole(self, selected)
         check_finite(selected)
-        pairs = [(s.weight, s.axis) for s in selected if s.axis is not None]
-        self._weights = [(w, axis) for w, axis in pairs if w.shape[axis] > 1]
+        found = [(s.name, s.weight, s.axis) for s in selected if s.axis is not None]
+        self._weights = [(name, w, axis) for name, w, axis in found if w.shape[axis] > 1]
         if not self._weights:
             raise ValueError(
                 f"VarianceGuidance needs a layer with at least two {self.groups}, got "
@@ -128,7 +137,7 @@ class VarianceGuidance(Callback):
         """Add the divergence's part to the gradients of the weights that `optimizer` owns."""
         lam = at(self.lam, epoch(trainer))
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for weight, axis in self._weights:
+        for _, weight, axis in self._weights:
             if id(weight) in owned and weight.grad is not None:
                 variance.push(
                     weight,
