@@ -24,6 +24,7 @@ FLOORS = {
     "regularization": MATHS,
     "schedules": MATHS,
     "variance": MATHS,
+    "waiting": MATHS,
     "selection": MODULES,
     "sparse_file": MODULES,
     "surgery": MODULES,

@@ -1,6 +1,7 @@
 """Follow the channels of any CNN through one real run of it."""
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lightning_sparsity.surgery.running import (
 )
 from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
+from lightning_sparsity.waiting import Waiting
 
 
 class ChannelFlow:
@@ -89,17 +91,20 @@ class ChannelFlow:
         scales = self._scales()
         magnitudes = ranked(scales)
         zeros: Zeros = {}
+        tries = count(1)
 
         def plan_at(threshold: float) -> Plan:
             dead = dead_below(scales, threshold, keep_at_least)
             return make_plan(self, self.model, dead, gather=gather, zeros=zeros)
 
         def price(cost: Cost, threshold: float | None) -> int:
+            waiting.far = f"{next(tries)} of about {magnitudes.numel().bit_length() + 2}"
             cuts = None if threshold is None else plan_at(threshold).cuts
             return cost(self.model, self.tape, cuts)
 
         budget = amount if isinstance(amount, Budget) else Share(amount)
-        threshold = budget.threshold(magnitudes, price)
+        with Waiting(f"Looking for {budget}") as waiting:
+            threshold = budget.threshold(magnitudes, price)
         return self._refuse_idle(plan_at(threshold))
 
     def _scales(self) -> dict[str, Tensor]:
@@ -220,7 +225,7 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -
         for x in given:
             tracer.recorder.mark(x, None)
         try:
-            with tracer:
+            with tracer, Waiting("Tracing the network"):
                 result = call(model, inputs)
         finally:
             enter.remove()
