@@ -1,6 +1,7 @@
 """Which weights of a module a callback acts on, and how they become rows."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_sparsity.groups import Groups, group_axis, rows
 
-__all__ = ["Select", "Selected", "rows", "select_weights"]
+__all__ = ["Select", "Selected", "label", "rows", "select_weights"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,22 @@ def check_finite(weights: Sequence[Selected]) -> None:
                 f"{s.name} needs finite entries, got {broken} that are not. "
                 "Initialise it, or load it again."
             )
+
+
+def label(kind: str, select: "str | Sequence[str] | Select") -> str:
+    """What a log calls a callback: its kind and the pattern of its weights, if there is one.
+
+    Args:
+        kind: One word.
+        select: As for `select_weights`.
+
+    Example:
+        >>> label("splitting", "*.conv1"), label("splitting", Select())
+        ('splitting_conv1', 'splitting')
+    """
+    include = _as_select(select).include
+    pattern = include[0] if len(include) == 1 else ""
+    return "_".join([kind, *re.findall(r"\w+", pattern)])
 
 
 def _as_select(select: "str | Sequence[str] | Select") -> Select:

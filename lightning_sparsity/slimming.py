@@ -24,6 +24,7 @@ from lightning_sparsity import surgery
 from lightning_sparsity.penalties import L0Ball, Penalty, TransformedL1
 from lightning_sparsity.splitting import Measurement
 from lightning_sparsity.surgery.running import call
+from lightning_sparsity.waiting import Waiting
 
 __all__ = [
     "Compensate",
@@ -246,7 +247,8 @@ def cut(
     small = surgery.slim(network, plan)
     if compensate == "statistics":
         modes = {module: module.training for module in small.modules()}
-        update_bn(([batch] for batch in batches), _Called(small))
+        with Waiting("Estimating the statistics of BatchNorm"):
+            update_bn(([batch] for batch in batches), _Called(small))
         for module, training in modes.items():
             module.training = training
     return Slimmed(small, plan, tuple(str(item) for item in [*flow.frozen, *flow.notes]))

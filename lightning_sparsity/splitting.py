@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_sparsity.groups import blocks, flat, groups_first, matrix
 from lightning_sparsity.penalties.base import Penalty
 from lightning_sparsity.penalties.elementwise import Elementwise
+from lightning_sparsity.waiting import Waiting
 
 __all__ = ["Measurement", "check_strengths", "compiles", "measure", "pull", "split"]
 
@@ -121,7 +122,8 @@ def compiles(weight: Tensor, penalty: Penalty, step: float, *, in_place: bool = 
     started = time.perf_counter()
     try:
         target = torch.zeros_like(weight)
-        pull(target if in_place else weight, target, penalty, step, 1.0, compiled=True)
+        with Waiting("Compiling the splitting step"):
+            pull(target if in_place else weight, target, penalty, step, 1.0, compiled=True)
     except Exception as error:  # a missing or broken compiler shows in many ways
         _log.warning("The splitting step runs uncompiled: %s", str(error).strip().split("\n")[0])
         return False

@@ -24,6 +24,7 @@ FLOORS = {
     "regularization": MATHS,
     "schedules": MATHS,
     "variance": MATHS,
+    "waiting": MATHS,
     "selection": MODULES,
     "sparse_file": MODULES,
     "surgery": MODULES,
@@ -53,6 +54,7 @@ PARTS = {
     "metrics": {"torchmetrics"},
     "metrics/flops.py": {"fvcore"},
     "surgery/export.py": {"onnxruntime"},
+    "callbacks/loggers.py": {"wandb"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "typing_extensions"}
 

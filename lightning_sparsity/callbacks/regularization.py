@@ -26,7 +26,14 @@ from lightning_sparsity.callbacks.cutting import Cutting
 from lightning_sparsity.groups import Groups, check_fit, groups_first
 from lightning_sparsity.penalties import Penalty
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
+from lightning_sparsity.selection import (
+    Select,
+    Selected,
+    check_finite,
+    label,
+    owned,
+    select_weights,
+)
 
 
 class Regularization(CutCallback):
@@ -120,6 +127,15 @@ class Regularization(CutCallback):
         lam = at(self.lam, epoch(trainer))
         regularization.check_strength(lam)
         return lam
+
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return label("regularization", self.select)
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "weights", [s.name for s in self.weights]
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Share of entries that are zero, penalty and strength, as scalars."""

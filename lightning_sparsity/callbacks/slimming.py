@@ -107,6 +107,15 @@ class NetworkSlimming(CutCallback, SplitCallback):
         self._progress = 0.0  # share of the training that was over then
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return "scales"
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "BatchNorm scales", [s.name for s in self._scales]
+
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Share of scales (or of their copies) that are exactly zero, penalty and strengths."""
         if not self._scales:

@@ -30,6 +30,7 @@ from lightning_sparsity.selection import (
     Select,
     Selected,
     check_finite,
+    label,
     owned,
     select_weights,
 )
@@ -129,6 +130,15 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
     def _penalty(self) -> Penalty:
         """The penalty as it is at this point of the training."""
         return self.penalty.at(self._progress)
+
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return label("splitting", self.select)
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "weights", [s.name for s in self.weights]
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Sparsity, penalty, gap and strengths of the current split, as scalars."""

@@ -14,7 +14,14 @@ from lightning_sparsity.callbacks.conditions import check_whole, epoch
 from lightning_sparsity.callbacks.cut_callback import is_slim
 from lightning_sparsity.groups import Groups, group_axis
 from lightning_sparsity.schedules import Schedule, at
-from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
+from lightning_sparsity.selection import (
+    Select,
+    Selected,
+    check_finite,
+    label,
+    owned,
+    select_weights,
+)
 
 
 class VarianceGuidance(Callback):
@@ -86,6 +93,15 @@ class VarianceGuidance(Callback):
         return self._generate_state_key(
             select=repr(self.select), groups=self.groups, version=self.version
         )
+
+    @property
+    def label(self) -> str:
+        """What figures end in whose plain name another callback has."""
+        return label("variance", self.select)
+
+    def acts_on(self) -> tuple[str, list[str]]:
+        """What the histograms show: of what, and the names of the parameters."""
+        return "weights", [s.name for s in self._weights]
 
     def measurements(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Penalty, mean coefficient of variation of layers with two active groups, and `lam`."""

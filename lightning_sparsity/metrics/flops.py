@@ -11,6 +11,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from lightning_sparsity.waiting import Waiting
+
 __all__ = ["FlopCount", "flops"]
 
 LAYERS = (
@@ -64,7 +66,7 @@ def flops(model: nn.Module, inputs: Tensor | Sequence[Tensor]) -> FlopCount:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
         "none"
     )
-    with _undisturbed(model), torch.no_grad():
+    with _undisturbed(model), torch.no_grad(), Waiting("Counting FLOPs"):
         by_module = {name: int(count) for name, count in analysis.by_module().items()}
         uncounted = dict(analysis.unsupported_ops())
     skipped = _skipped(model, by_module)

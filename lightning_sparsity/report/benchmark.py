@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_sparsity.callbacks.network import each_tensor
 from lightning_sparsity.report.latency import Comparison, Timing, compare
 from lightning_sparsity.report.table import WIDTH
-from lightning_sparsity.surgery.running import tensors_in
+from lightning_sparsity.surgery.running import each_tensor, tensors_in
 
 __all__ = ["Place", "Row", "machine", "measure", "print_rows"]
 

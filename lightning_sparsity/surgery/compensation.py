@@ -13,6 +13,7 @@ from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.running import call, preserved, tensors_in
 from lightning_sparsity.surgery.slim import check_model
 from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Value
+from lightning_sparsity.waiting import Waiting
 
 REACH = 8
 """How far from the old shift a new one is looked for, in units of the scale."""
@@ -56,9 +57,11 @@ def compensate(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Modul
         for name, dead in plan.dead.items()
         if bool(dead.any()) and modules[name].bias is not None
     ]
-    means = _means(better, [read for norm in norms for read in norm.columns], batches)
-    for norm in norms:
-        norm.compensate(means)
+    with Waiting("Measuring what dead channels carry") as waiting:
+        means = _means(better, [read for norm in norms for read in norm.columns], batches)
+        for i, norm in enumerate(norms, start=1):
+            waiting.far = f"layer {i} of {len(norms)}"
+            norm.compensate(means)
     return better
 
 

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from lightning_sparsity.sparse_file import write
 from lightning_sparsity.surgery.proof import relative_difference
 from lightning_sparsity.surgery.running import call, each_tensor, tensors_in
+from lightning_sparsity.waiting import Waiting
 
 TOLERANCE = 1e-4
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -105,15 +106,16 @@ def _batches(inputs: Any) -> list[Any]:  # noqa: ANN401
 def _made(model: nn.Module, cases: list[Any], path: Path, batch: Dim | None) -> tuple[bytes, float]:
     """The content of a file, traced on the first case, and its largest difference on all cases."""
     try:
-        program = _traced(model, each_tensor(cases[0], Tensor.clone), batch)
-        content, run = (_pt2 if path.suffix == ".pt2" else _onnx)(program)
-        worst = max(
-            relative_difference(
-                list(tensors_in(call(model, each_tensor(case, Tensor.clone)))),
-                run(each_tensor(case, Tensor.clone)),
+        with Waiting(f"Exporting to {path.name}"):
+            program = _traced(model, each_tensor(cases[0], Tensor.clone), batch)
+            content, run = (_pt2 if path.suffix == ".pt2" else _onnx)(program)
+            worst = max(
+                relative_difference(
+                    list(tensors_in(call(model, each_tensor(case, Tensor.clone)))),
+                    run(each_tensor(case, Tensor.clone)),
+                )
+                for case in cases
             )
-            for case in cases
-        )
     except Exception as error:  # a model may hold anything, and so may raise anything
         (reason, *_) = [*str(error).strip().splitlines(), type(error).__name__]
         raise RuntimeError(

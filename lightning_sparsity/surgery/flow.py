@@ -1,6 +1,7 @@
 """Follow the channels of any CNN through one real run of it."""
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_sparsity.surgery.running import (
 )
 from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
+from lightning_sparsity.waiting import Waiting
 
 
 class ChannelFlow:
@@ -103,16 +105,19 @@ class ChannelFlow:
         scales = self._scales()
         magnitudes = ranked(scales)
         zeros: Zeros = {}
+        tries = count(1)
 
         def plan_at(threshold: float) -> Plan:
             dead = dead_below(scales, threshold, keep_at_least)
             return make_plan(self, self.model, dead, gather=gather, round_to=multiple, zeros=zeros)
 
         def price(cost: Cost, threshold: float | None) -> int:
+            waiting.far = f"{next(tries)} of about {magnitudes.numel().bit_length() + 2}"
             cuts = None if threshold is None else plan_at(threshold).cuts
             return cost(self.model, self.tape, cuts)
 
-        threshold = budget.threshold(magnitudes, price)
+        with Waiting(f"Looking for {budget}") as waiting:
+            threshold = budget.threshold(magnitudes, price)
         plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
         idle = not any(made.is_smaller() for made in plan.cuts.values())
         if idle and any(bool(mask.any()) for mask in dead.values()):
@@ -239,7 +244,7 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -
         for x in given:
             tracer.recorder.mark(x, None)
         try:
-            with tracer:
+            with tracer, Waiting("Tracing the network"):
                 result = call(model, inputs)
         finally:
             enter.remove()

@@ -15,6 +15,7 @@ from lightning_sparsity.surgery.running import (
     tensors_in,
 )
 from lightning_sparsity.surgery.tape import swapped
+from lightning_sparsity.waiting import Waiting
 
 TOLERANCE = 1e-9
 ADVICE = (
@@ -35,8 +36,9 @@ def prove(masked: nn.Module, small: nn.Module, flow: ChannelFlow) -> float:
     worst = 0.0
     for training in (False, True)[: 1 + train_only]:
         try:
-            expected = _observe(masked, flow, training=training)
-            got = _observe(small, flow, training=training)
+            with Waiting("Proving that the slim network computes the same"):
+                expected = _observe(masked, flow, training=training)
+                got = _observe(small, flow, training=training)
         except Exception as error:
             raise RuntimeError(f"The slim model does not run ({error}), {ADVICE}") from error
         worst = max(worst, _difference(expected, got))

@@ -13,6 +13,7 @@ from lightning_sparsity.surgery.plan import Cut, Plan, cut
 from lightning_sparsity.surgery.proof import in_double, prove, shared_copy
 from lightning_sparsity.surgery.solver import Solver
 from lightning_sparsity.surgery.tape import Site
+from lightning_sparsity.waiting import Waiting
 
 
 @torch.no_grad()
@@ -45,9 +46,10 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
         raise ValueError(
             "slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load."
         )
-    small = _masked(shared_copy(model), plan)
-    masked = in_double(small) if verify else None
-    cuts = _Surgeon(small, plan, plan.flow).operate()
+    with Waiting("Cutting the network"):
+        small = _masked(shared_copy(model), plan)
+        masked = in_double(small) if verify else None
+        cuts = _Surgeon(small, plan, plan.flow).operate()
     proof = None if masked is None else prove(masked, in_double(small), plan.flow)
     own_tensors(small, model)
     plan.cuts, plan.proof = cuts, proof
