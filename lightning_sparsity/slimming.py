@@ -263,8 +263,7 @@ def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float |
     """A threshold of zero, where a share is asked for and as many scales are zero."""
     if isinstance(amount, surgery.Budget):
         return amount
-    modules: dict[str, Any] = dict(flow.model.named_modules())
-    scales = [modules[name].weight for name in flow.norms]
+    scales = flow.scales().values()
     zeros = sum(int((scale == 0).sum()) for scale in scales)
     total = sum(scale.numel() for scale in scales)
     spared = len(scales)  # at most one scale of every layer
