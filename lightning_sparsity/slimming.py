@@ -271,8 +271,7 @@ def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float |
     share = amount.share if isinstance(amount, surgery.Share) else amount
     if isinstance(share, surgery.Budget):
         return amount
-    modules: dict[str, Any] = dict(flow.model.named_modules())
-    scales = [modules[name].weight for name in flow.norms]
+    scales = flow.scales().values()
     zeros = sum(int((scale == 0).sum()) for scale in scales)
     total = sum(scale.numel() for scale in scales)
     spared = len(scales)  # at most one scale of every layer

@@ -55,7 +55,8 @@ class Cutting:
         self.begun = False  # whether the training that goes on ends in a cut
         self._inputs = Inputs(several=compensate != "shift")
         self._example: Any = None
-        self._dense: nn.Module | None = None  # the network before the cut
+        self._dense: nn.Module | None = None  # the network in its shapes before the cut
+        self._cut_here = False  # whether it has the weights that were cut, too
 
     def attach(self, pl_module: pl.LightningModule) -> None:
         """From now on checkpoints, dense or slim, find a network of their shape."""
@@ -79,7 +80,7 @@ class Cutting:
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Look at the batches of a training that ends in a cut."""
         self.record = self._dense = self._example = None
-        self.begun = True
+        self.begun, self._cut_here = True, False
         self._inputs.watch(pl_module)
 
     def check(self, pl_module: pl.LightningModule) -> None:
@@ -97,8 +98,13 @@ class Cutting:
         if self.amount is not None:
             flow.plan_by(self.amount, gather=self.gather)
         self._example = example
-        if self.compensate == "shift":
-            self._inputs.stop()
+        if others := self._inputs.beside(self.path):
+            rank_zero_warn(
+                f"{type(self.owner).__name__} cuts {self.path!r} alone, since the step calls "
+                f"{', '.join(others)} beside it. To cut all of them as one network, define "
+                "forward and call the module itself, `self(batch)`."
+            )
+        self._inputs.stop(but=None if self.compensate == "shift" else self.path)
 
     @torch.no_grad()
     def cut(
@@ -111,7 +117,8 @@ class Cutting:
             pl_module: What it trained.
             settings: What the report says of the callback's arguments.
         """
-        batches = [] if self.compensate == "shift" else self._inputs.found(pl_module)[1]
+        calls = self._inputs.seen.get(self.path) or [self._example]
+        batches = [] if self.compensate == "shift" else list(calls)
         self._inputs.stop()
         network = bare(pl_module.get_submodule(self.path))
         # Processes have seen other examples and have other running means: all take the first one's.
@@ -137,7 +144,7 @@ class Cutting:
             rank_zero_only(write)(made, {**given_as, **figures}, folder)
         trainer.strategy.barrier()
         self._carry_over(trainer, network, made)
-        self._dense = network
+        self._dense, self._cut_here = network, True
         place(pl_module, self.path, made.network)
         self.record = to_record(made.plan)
         self.begun = False
@@ -169,8 +176,15 @@ class Cutting:
             yield float(dead.mean())
 
     def _before(self) -> nn.Module:
-        if self._dense is None or self.record is None:
-            raise ValueError(f"{type(self.owner).__name__} has not cut this module's network.")
+        if self._dense is None or self.record is None or not self._cut_here:
+            loaded = (
+                "; it was slim in its checkpoint. Load one that was saved before the cut"
+                if self.record is not None
+                else ""
+            )
+            raise ValueError(
+                f"{type(self.owner).__name__} has not cut this module's network{loaded}."
+            )
         return self._dense
 
     @contextmanager
@@ -190,7 +204,10 @@ class Cutting:
 
     def _carry_over(self, trainer: pl.Trainer, network: nn.Module, made: slimming.Slimmed) -> None:
         """Optimizers hold the slim weights, so that a checkpoint saved from now on resumes."""
+        own = {id(x) for x in network.parameters()}
         for optimizer in trainer.optimizers:
+            if not any(id(x) in own for group in optimizer.param_groups for x in group["params"]):
+                continue  # it trains another part of the module
             try:
                 surgery.transplant(optimizer, network, made.network, made.plan)
             except ValueError as error:
@@ -204,17 +221,22 @@ class Cutting:
     def prepare(self, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Before a checkpoint's weights are loaded: give the module a network of their shapes."""
         own = checkpoint.get("callbacks", {}).get(self.owner.state_key)
-        if own is None or _fits(pl_module, checkpoint["state_dict"]):
+        if own is None or "cut" not in own:
+            return
+        plan = own["cut"]["plan"]
+        if _fits(pl_module, checkpoint["state_dict"]):
+            if plan is not None:  # so that it is not cut again
+                self.record, self.path = json.loads(plan), own["cut"]["path"]
             return
         self.path = own["cut"]["path"]
         network = pl_module.get_submodule(self.path) if self._dense is None else self._dense
-        if own["cut"]["plan"] is not None:
-            self.record = json.loads(own["cut"]["plan"])
+        if plan is not None:
+            self.record = json.loads(plan)
             self._dense = network
             slim = rebuild(bare(network), self.record, Path("checkpoint"))
             place(pl_module, self.path, slim)
         elif self._dense is not None:
-            self.record = None
+            self.record, self._cut_here = None, False
             place(pl_module, self.path, network)
             rank_zero_info(
                 f"{type(self.owner).__name__}: this checkpoint was saved before the cut, so the "

@@ -10,6 +10,7 @@ from lightning_sparsity.metrics.flops import flops
 from lightning_sparsity.slimming import Slimmed
 from lightning_sparsity.sparse_file import dense_size
 from lightning_sparsity.surgery import save
+from lightning_sparsity.surgery.running import uncompiled
 
 
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -75,6 +76,7 @@ def _both_flops(dense: nn.Module, slim: nn.Module, inputs: Any) -> dict[str, int
         return None
     one = tuple(x[:1] for x in given)
     try:
-        return {"dense": flops(dense, one).total, "slim": flops(slim, one).total}
+        with uncompiled():
+            return {"dense": flops(dense, one).total, "slim": flops(slim, one).total}
     except Exception:  # a network of the user's may hold anything; the report goes without
         return None

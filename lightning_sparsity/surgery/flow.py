@@ -86,7 +86,8 @@ class ChannelFlow:
 
         Args:
             amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile
-                of raw magnitudes over the whole network. Or `Flops(keep)`, `Params(keep)`: drop
+                of raw magnitudes over the whole network. Frozen BatchNorm layers stay whole if
+                others train. Or `Flops(keep)`, `Params(keep)`: drop
                 until at most that share of the cost is left. Or `Threshold(at)`.
             gather: As in `plan`.
             keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
@@ -102,7 +103,7 @@ class ChannelFlow:
         budget = amount if isinstance(amount, Budget) else Share(amount)
         multiple = budget.round_to if round_to is None else check_round_to(round_to)
         self._check({})
-        scales = self._scales()
+        scales = self.scales()
         magnitudes = ranked(scales)
         zeros: Zeros = {}
         tries = count(1)
@@ -124,16 +125,22 @@ class ChannelFlow:
             self._refuse(multiple)
         return plan
 
-    def _scales(self) -> dict[str, Tensor]:
+    def scales(self) -> dict[str, Tensor]:
+        """What `plan_by` ranks, by BatchNorm layer: the scales that train, or all if none does.
+
+        Raises:
+            ValueError: If there are none.
+        """
         modules: dict[str, Any] = dict(self.model.named_modules())
-        scales = {name: modules[name].weight.detach().float().cpu() for name in self.norms}
-        trained = {n: x for n, x in scales.items() if isinstance(modules[n].weight, nn.Parameter)}
+        weights = {name: modules[name].weight for name in self.norms}
+        weights = {name: x for name, x in weights.items() if isinstance(x, nn.Parameter)}
+        trained = {name: x for name, x in weights.items() if x.requires_grad} or weights
         if not trained:
             raise ValueError(
                 f"plan_by needs BatchNorm layers with scales, {type(self.model).__name__} has none "
                 "in its run. Name dead channels yourself with plan(dead)."
             )
-        return trained
+        return {name: x.detach().float().cpu() for name, x in trained.items()}
 
     def _refuse(self, round_to: int) -> None:
         if round_to > 1:

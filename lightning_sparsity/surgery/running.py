@@ -1,6 +1,8 @@
 """Run somebody's model without leaving a trace on it."""
 
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
@@ -16,12 +18,24 @@ REGISTERED = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
-    """Call a model on example inputs in any of the forms that `trace` takes."""
-    if isinstance(example_inputs, tuple):
-        return model(*example_inputs)
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    return model(example_inputs)
+    """Call a model, uncompiled, on example inputs in any of the forms that `trace` takes."""
+    with uncompiled():
+        if isinstance(example_inputs, tuple):
+            return model(*example_inputs)
+        if isinstance(example_inputs, Mapping):
+            return model(**example_inputs)
+        return model(example_inputs)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Here what `torch.compile` has made runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing it takes seconds
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings("ignore", ".*there are global hooks on modules")  # ours
+        yield
 
 
 def tensors_in(item: object, seen: set[int] | None = None) -> Iterator[Tensor]:

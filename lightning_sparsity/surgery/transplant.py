@@ -16,28 +16,31 @@ def transplant(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: P
 
     Its groups then hold the slim model's parameters; step counts stay, state with one entry per
     weight is cut the same way as the weight. What surgery added starts at zero: a new bias joins
-    the group of its layer's weight.
+    the group of its layer's weight. Weights that are not the model's stay as they are.
 
     Args:
         optimizer: Changed in place; left alone if an error is raised.
-        model: The dense model whose parameters it holds.
+        model: The dense model, of which it holds parameters.
         small: What `slim` made of it.
         plan: The plan that `slim` carried out.
 
     Raises:
-        ValueError: If it holds parameters that are not the model's, or state that cannot be cut.
+        ValueError: If it holds no parameter of the model, or state that cannot be cut.
     """
     names = {id(x): name for name, x in model.named_parameters()}
     slim_weights = dict(small.named_parameters())
     groups: list[list[nn.Parameter]] = []
     state: defaultdict[Any, Any] = defaultdict(dict)
+    if not any(id(x) in names for group in optimizer.param_groups for x in group["params"]):
+        raise ValueError("transplant needs an optimizer of `model`, but it holds other weights.")
     for group in optimizer.param_groups:
         groups.append([])
         for x in group["params"]:
-            if id(x) not in names or names[id(x)] not in slim_weights:
-                raise ValueError(
-                    "transplant needs an optimizer of `model`, but it holds other weights."
-                )
+            if id(x) not in names:
+                groups[-1].append(x)
+                if x in optimizer.state:
+                    state[x] = optimizer.state[x]
+                continue
             name = names[id(x)]
             groups[-1].append(slim_weights[name])
             if x in optimizer.state:

@@ -470,3 +470,37 @@ def test_it_works_for_the_network_before_the_cut_too(
         torch.testing.assert_close(logits(net.model), slim)
     assert callback.is_over(net)
     assert torch.equal(logits(net.model), slim)
+
+
+def test_before_a_cut_that_was_made_elsewhere_there_is_no_network(
+    tmp_path: Path, norm_net: Make, trainer: Make
+) -> None:
+    net, callback = norm_net(), slimming(tmp_path)
+    run = trainer(callback)
+    run.fit(net)
+    run.save_checkpoint(tmp_path / "slim.ckpt")
+    loaded, other = norm_net(), slimming(tmp_path / "b")
+    trainer(other).test(loaded, ckpt_path=tmp_path / "slim.ckpt", verbose=False)
+    with pytest.raises(ValueError, match="it was slim in its checkpoint"), other.uncut(loaded):
+        pass
+    assert torch.equal(logits(loaded.model), logits(net.model))
+
+    from_folder, fresh = norm_net(), slimming(tmp_path / "c")
+    trainer(SlimNetwork(str(tmp_path / "slim")), fresh).test(from_folder, verbose=False)
+    with pytest.raises(ValueError, match="has not cut this module"), fresh.uncut(from_folder):
+        pass
+
+
+def test_a_slim_checkpoint_in_a_slim_module_is_not_cut_again(
+    tmp_path: Path, norm_net: Make, trainer: Make
+) -> None:
+    net, callback = norm_net(), slimming(tmp_path)
+    run = trainer(callback)
+    run.fit(net)
+    run.save_checkpoint(tmp_path / "slim.ckpt")
+    resumed, source = norm_net(), SlimNetwork(str(tmp_path / "slim"))
+    trainer(source, slimming(tmp_path / "b"), max_epochs=4).fit(
+        resumed, ckpt_path=tmp_path / "slim.ckpt"
+    )
+    assert channels(resumed) == channels(net)
+    assert not (tmp_path / "b").exists()

@@ -90,6 +90,22 @@ def test_a_foreign_optimizer_is_refused_and_left_alone(randomise: Any) -> None:
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
+def test_weights_of_another_model_stay_as_they_are(randomise: Any) -> None:
+    model, other = randomise(ResNet20()), torch.nn.Linear(3, 3).double()
+    optimizer = torch.optim.Adam([*other.parameters(), *model.parameters()])
+    (other(torch.ones(1, 3).double()).sum() + model(IMAGES).sum()).backward()
+    optimizer.step()
+    before = {p: dict(optimizer.state[p]) for p in other.parameters()}
+    flow = surgery.trace(model, IMAGES)
+    plan = flow.plan({"norm": torch.arange(16) < 8})
+    small = surgery.slim(model, plan)
+    surgery.transplant(optimizer, model, small, plan)
+    held = optimizer.param_groups[0]["params"]
+    assert {id(p) for p in held} == {id(p) for m in (other, small) for p in m.parameters()}
+    for p, state in before.items():
+        assert optimizer.state[p]["exp_avg"] is state["exp_avg"]
+
+
 def test_state_of_another_form_is_refused(randomise: Any) -> None:
     model = randomise(ResNet20())
     flow = surgery.trace(model, IMAGES)
