@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
     LambdaCallback,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -217,12 +216,20 @@ def test_zero_weights_of_splitting_leave_with_the_channels(
 def test_averages_listed_before_are_cut_and_listed_after_are_refused(
     tmp_path: Path, norm_net: Make, trainer: Make
 ) -> None:
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    average = averaging.EMAWeightAveraging(decay=0.5)
     net = norm_net()
-    trainer(EMAWeightAveraging(decay=0.5), slimming(tmp_path, "subgradient")).fit(net)
+    trainer(average, slimming(tmp_path, "subgradient")).fit(net)
     assert channels(net) < 14
-    for average in (EMAWeightAveraging(), StochasticWeightAveraging(0.1)):
-        with pytest.raises(MisconfigurationException, match="needs to come after"):
-            trainer(slimming(tmp_path), average).fit(norm_net())
+    with pytest.raises(MisconfigurationException, match="needs to come after EMAWeightAveraging"):
+        trainer(slimming(tmp_path), averaging.EMAWeightAveraging()).fit(norm_net())
+
+
+def test_stochastic_weight_averaging_listed_after_is_refused(
+    tmp_path: Path, norm_net: Make, trainer: Make
+) -> None:
+    with pytest.raises(MisconfigurationException, match="needs to come after StochasticWeight"):
+        trainer(slimming(tmp_path), StochasticWeightAveraging(0.1)).fit(norm_net())
 
 
 def test_two_of_them_are_refused(tmp_path: Path, norm_net: Make, trainer: Make) -> None:

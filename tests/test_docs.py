@@ -1,0 +1,81 @@
+"""The documentation's Python runs: each page from top to bottom, with stand-ins for your own code."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_sparsity import surgery
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^(<!-- not run.*-->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if FENCE.search(page.read_text())
+]
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, bool]]:
+    """Each block of Python with its place, and whether it can run."""
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        line = text[: found.start(2)].count("\n")
+        yield f"{page.name}:{line}", "\n" * line + found[2], found[1] is None
+
+
+class ShortTrainer(pl.Trainer):
+    """Two epochs on the CPU, whatever the page asks for."""
+
+    def __init__(self, **options: Any) -> None:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        options.setdefault("logger", CSVLogger("runs", name=None))
+        super().__init__(**{**options, **quiet, "max_epochs": 2})
+
+
+def is_there(block: str) -> bool:
+    """Whether all packages that a block imports are installed."""
+    nodes = list(ast.walk(ast.parse(block)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return all(find_spec(name.partition(".")[0]) for name in names)
+
+
+@pytest.mark.filterwarnings("ignore:.*logger is already defined.*")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs(
+    page: Path,
+    tmp_path: Path,
+    norm_net: Callable[..., Any],
+    data: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl, "Trainer", ShortTrainer)
+    module, images = norm_net(), torch.rand(4, 1, 8, 8)
+    plan = surgery.trace(module.model, images).plan_by(0.5)
+    surgery.save(surgery.slim(module.model, plan), plan, "runs/version_0/slim")
+    names = {
+        "__name__": "page",
+        "MyModule": norm_net,
+        "Net": type(module.model),
+        "module": module,
+        "data": data(),
+        "images": images,
+    }
+    for place, block, runs in blocks(page):
+        if runs and is_there(block):
+            exec(compile(block, place, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_does_not_run_is_python_at_least(page: Path) -> None:
+    for place, block, _ in blocks(page):
+        compile(block, place, "exec")
