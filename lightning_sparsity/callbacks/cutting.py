@@ -117,17 +117,8 @@ class Cutting:
             pl_module: What it trained.
             settings: What the report says of the callback's arguments.
         """
-        calls = self._inputs.seen.get(self.path) or [self._example]
-        batches = [] if self.compensate == "shift" else list(calls)
-        self._inputs.stop()
         network = bare(pl_module.get_submodule(self.path))
-        # Processes have seen other examples and have other running means: all take the first one's.
-        buffers = list(network.buffers())
-        given = each_tensor((self._example, batches, buffers), Tensor.cpu)
-        found = trainer.strategy.broadcast(given)
-        example, batches, first = each_tensor(found, lambda x: x.to(pl_module.device))
-        for buffer, x in zip(buffers, first, strict=True):
-            buffer.copy_(x)
+        example, batches = self._agreed(trainer, network)
         made = slimming.cut(
             network,
             example,
@@ -149,7 +140,7 @@ class Cutting:
         self.record = to_record(made.plan)
         self.begun = False
         rank_zero_info(_summary(type(self.owner).__name__, figures, folder))
-        if not any(made.is_smaller() for made in made.plan.cuts.values()):
+        if not made.plan.removes_anything():
             what = "BatchNorm scale is within the amount"
             if self.amount is None:
                 what = "row and no column of a weight is zero"
@@ -157,6 +148,23 @@ class Cutting:
                 f"{type(self.owner).__name__} has cut nothing: no {what}. Raise lam, or train for "
                 "longer."
             )
+
+    def _agreed(self, trainer: pl.Trainer, network: nn.Module) -> tuple[Any, list[Any]]:
+        """The first process's example and batches; the network gets its running means.
+
+        Processes have seen other examples and have other running means.
+        """
+        calls = self._inputs.seen.get(self.path) or [self._example]
+        batches = [] if self.compensate == "shift" else list(calls)
+        self._inputs.stop()
+        buffers = list(network.buffers())
+        given = each_tensor((self._example, batches, buffers), Tensor.cpu)
+        device = next(network.parameters()).device
+        found = each_tensor(trainer.strategy.broadcast(given), lambda x: x.to(device))
+        example, batches, first = found
+        for buffer, x in zip(buffers, first, strict=True):
+            buffer.copy_(x)
+        return example, batches
 
     @contextmanager
     def uncut(self, pl_module: pl.LightningModule) -> Iterator[None]:

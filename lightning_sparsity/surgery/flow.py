@@ -120,8 +120,7 @@ class ChannelFlow:
         with Waiting(f"Looking for {budget}") as waiting:
             threshold = budget.threshold(magnitudes, price)
         plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
-        idle = not any(made.is_smaller() for made in plan.cuts.values())
-        if idle and any(bool(mask.any()) for mask in dead.values()):
+        if any(bool(mask.any()) for mask in dead.values()) and not plan.removes_anything():
             self._refuse(multiple)
         return plan
 

@@ -194,6 +194,10 @@ class Plan:
     flow: "ChannelFlow | None" = field(default=None, repr=False)
     held: Held = field(default_factory=Held, repr=False)
 
+    def removes_anything(self) -> bool:
+        """Whether any layer loses a channel."""
+        return any(cut.is_smaller() for cut in self.cuts.values())
+
     def __str__(self) -> str:
         before = sum(mask.numel() for mask in self.dead.values())
         after = sum(index.numel() for index in self.kept.values())
