@@ -146,7 +146,6 @@ def machine(rows: Sequence[Row]) -> str:
 
 def _middle(timing: Timing, unit: str) -> str:
     low, median, high = (
-        f"{x:,.{max(0, 2 - (x >= 10) - (x >= 100))}f}"
-        for x in (timing.low, timing.median, timing.high)
+        f"{x:,.{(x < 1) + (x < 10) + (x < 100)}f}" for x in (timing.low, timing.median, timing.high)
     )
     return f"{median}{unit}\n{low}–{high}"

@@ -67,6 +67,18 @@ def test_examples_are_repeated_in_all_tensors_that_have_them() -> None:
     assert found.batch == 7
 
 
+def test_networks_run_with_the_threads_of_the_place() -> None:
+    seen = set[int]()
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            seen.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    measure({"a": Counts()}, torch.ones(2), Place("cpu", before + 1), batch=1, seconds=0.0)
+    assert seen == {before + 1}
+
+
 def test_the_share_of_time_stands_beside_that_of_flops() -> None:
     rows = [row(1, 10.0, 10.0, 12.5), row(8, 10.0, 9.5, 8.0), row(64, 10.0, 10.2, 5.0)]
     text = said(rows)
