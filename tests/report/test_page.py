@@ -137,6 +137,26 @@ def test_a_run_without_a_cut_says_so(made_up: Make, written: Write) -> None:
     assert "ImageClassifier.load_from_checkpoint('runs/a/checkpoints/last.ckpt')" in page.text
 
 
+def test_a_slim_network_elsewhere_is_found_by_the_configuration(
+    made_up: Make, written: Write, tmp_path: Path
+) -> None:
+    files = made_up()
+    (callback,) = files["config.yaml"]["trainer"]["callbacks"]
+    callback["init_args"]["dirpath"] = str(tmp_path / "run" / "other")
+    files["other/slim/report.json"] = files.pop("slim/report.json")
+    page = page_of(written(files))
+    assert page.row("stage0.1.norm") == ["64", "2", "3\u202f%"]
+    assert f"'{(tmp_path / 'run' / 'other' / 'slim').as_posix()}')" in page.text
+
+
+def test_a_configuration_of_another_form_does_no_harm(made_up: Make, written: Write) -> None:
+    files = made_up()
+    files["config.yaml"] = {"model": {"lr": 0.1}, "trainer": None, "data": "mine.yaml"}
+    page = page_of(written(files))
+    assert "{'lr': 0.1, 'init_args': {}}" not in page.text
+    assert "surgery.load(CurveNet(...), " in page.text
+
+
 def test_the_metrics_of_the_command_slim_are_shown(made_up: Make, written: Write) -> None:
     cut = {**made_up()["slim/report.json"], "metrics": {"val_acc": [0.91, 0.87]}}
     page = page_of(written({"slim/report.json": cut}))
