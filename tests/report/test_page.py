@@ -14,7 +14,7 @@ from lightning_sparsity.report.words import loading
 
 Files = dict[str, Any]
 Make, Write = Callable[..., Files], Callable[[Files], Path]
-EMPTY = {"meta", "path", "circle"}
+EMPTY = {"meta", "path", "circle", "wbr"}
 ODD = """<script>alert("1")</script>&amp;'"""
 
 
@@ -114,6 +114,18 @@ def test_the_table_has_the_numbers_of_the_files(made_up: Make, written: Write) -
     assert page.row("40\u202f%") == ["98.00\u202f%"]
 
 
+def test_the_files_are_named_with_their_sizes(made_up: Make, written: Write) -> None:
+    folder = written(made_up() | {"checkpoints/last.ckpt": "x" * 1234, "mine.txt": "y"})
+    report.write_page(folder)
+    page = page_of(folder)
+    bytes_of = f"{(folder / 'slim' / 'report.json').stat().st_size:,}"
+    assert page.row("slim/report.json")[0] == bytes_of
+    assert page.row("checkpoints/last.ckpt")[0] == "1,234"
+    assert page.row("checkpoints/last.ckpt")[1].endswith("dense and sparse above are this one")
+    assert page.row("mine.txt") == ["1", ""]
+    assert page.row("report.html") == ["", "this page"]
+
+
 def test_a_cut_of_another_trainer_shows_what_is_there(made_up: Make, written: Write) -> None:
     logged = "epoch,objective,sparsity,step,val_loss\n0,,,9,0.5\n0,0.7,0.25,10,\n1,0.6,0.5,20,\n"
     cut = made_up()["slim/report.json"]
@@ -182,7 +194,7 @@ def test_what_comes_from_files_is_escaped(made_up: Make, written: Write) -> None
         histogram["of"] = ODD
     config["seed_everything"] = ODD
     config["data"]["class_path"] = config["model"]["class_path"] = ODD
-    folder = written(files)
+    folder = written(files | {f"{ODD.replace('/', '')}.txt": "x"})
     page = page_of(folder)
     assert page.text.count(ODD) > 8
     assert [tag for tag, _ in page.elements].count("script") == 1
