@@ -135,7 +135,8 @@ def bars(layers: Sequence[tuple[str, int, int]], title: str) -> str:
 def ridges(histograms: Sequence[Mapping[str, Any]], title: str) -> str:
     """Histograms of magnitudes, one below the other, the first on top.
 
-    The height is the square root of the density, so that few large values stay visible.
+    The height is the square root of the density, so that few large values stay visible. Each line
+    is as tall as the others: how much is left of it says its share of zeros.
 
     Args:
         histograms: Each with `epoch`, `edges`, `counts` and `zeros`.
@@ -144,17 +145,18 @@ def ridges(histograms: Sequence[Mapping[str, Any]], title: str) -> str:
     chosen = _spread(histograms, MOST_ROWS)
     heights = [_densities(h) for h in chosen]
     reach = max(h["edges"][-1] for h in chosen) or 1.0
-    tallest = max(map(max, heights)) or 1.0
     step, tall, right = 19, 30, 58
     base, width = TOP + tall - step, WIDTH - LEFT - right
     body = text(LEFT - 6, 12, "epoch", "end dim") + text(WIDTH - 4, 12, "zero", "end dim")
     for i, (found, height) in enumerate(zip(chosen, heights, strict=True)):
         y = base + step * (i + 1)
+        tallest = max(height) or 1.0
         path = f"M{LEFT} {y}"
         for right_edge, value in zip(found["edges"][1:], height, strict=True):
             x = LEFT + width * right_edge / reach
             path += f"V{y - tall * value / tallest:.1f}H{x:.1f}"
         colour = "slim" if i == len(chosen) - 1 else "dense"
+        body += f'<path class="grid" d="M{LEFT} {y}h{width}"/>'
         body += f'<path class="ridge {colour}" d="{path}V{y}z"/>'
         body += text(LEFT - 6, y, str(found["epoch"]), "end")
         body += text(WIDTH - 4, y, percent(_zero(found)), "end")
@@ -198,14 +200,10 @@ def _spread(found: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, 
 
 
 def _densities(found: Mapping[str, Any]) -> list[float]:
-    """The roots of the shares of all entries per unit of magnitude."""
-    edges, counts = found["edges"], found["counts"]
-    total = (sum(counts) + found["zeros"]) or 1
-    widths = [b - a for a, b in pairwise(edges)]
-    return [
-        sqrt(n / total / width) if width > 0 else 0.0
-        for n, width in zip(counts, widths, strict=True)
-    ]
+    """The roots of the counts per unit of magnitude."""
+    widths = [b - a for a, b in pairwise(found["edges"])]
+    pairs = zip(found["counts"], widths, strict=True)
+    return [sqrt(n / width) if width > 0 else 0.0 for n, width in pairs]
 
 
 def _zero(found: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import yaml
 
-__all__ = ["PAGE", "Run", "read"]
+__all__ = ["PAGE", "Run", "entry", "read"]
 
 Content = Mapping[str, Any]
 PAGE = "report.html"
@@ -24,7 +24,8 @@ class Run:
     Args:
         folder: Their folder.
         summary: `summary.json`, which `lightning-sparsity fit` writes.
-        cut: `slim/report.json`, which every cut writes.
+        slim: The folder of the slim network.
+        cut: Its `report.json`, which every cut writes.
         config: `config.yaml`, which a LightningCLI writes.
         history: What the monitor measured, from the summary or else from `metrics.csv`.
         files: Path of each file in the folder, but for the page, and its bytes.
@@ -32,6 +33,7 @@ class Run:
 
     folder: Path
     summary: Content
+    slim: Path
     cut: Content
     config: Content
     history: tuple[Mapping[str, float], ...]
@@ -49,14 +51,33 @@ def read(folder: Path) -> Run:
         ValueError: If one of its files is damaged.
     """
     config = _content(folder / "config.yaml")
-    summary, cut = _content(folder / "summary.json"), _content(folder / "slim" / "report.json")
+    summary, slim = _content(folder / "summary.json"), _slim(folder, config)
+    cut = _content(slim / "report.json")
     if not summary and not cut:
         raise FileNotFoundError(
             f"There is neither a summary.json nor a slim/report.json in {str(folder)!r}. Name the "
             "folder of a run, like runs/curves/version_0."
         )
     history = summary.get("history") or _logged(folder / "metrics.csv")
-    return Run(folder, summary, cut, config, tuple(history), _sizes(folder))
+    return Run(folder, summary, slim, cut, config, tuple(history), _sizes(folder))
+
+
+def entry(content: Content, name: str) -> Content:
+    """A table inside another one; an empty one where there is none."""
+    found = content.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _slim(folder: Path, config: Content) -> Path:
+    """The folder of the slim network: in that of the run, or where a callback's `dirpath` says."""
+    callbacks = entry(config, "trainer").get("callbacks") or []
+    places = [folder]
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        arguments = entry(callback, "init_args") if isinstance(callback, Mapping) else {}
+        if isinstance(arguments.get("dirpath"), str):
+            places.append(Path(arguments["dirpath"]))
+    found = (place / "slim" for place in places if (place / "slim" / "report.json").is_file())
+    return next(found, folder / "slim")
 
 
 def _content(path: Path) -> Content:

@@ -4,7 +4,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from lightning_sparsity.report.files import PAGE, Run, read
+from lightning_sparsity.report.files import PAGE, Run, entry, read
 from lightning_sparsity.report.sections import SECTIONS
 from lightning_sparsity.report.words import (
     Gain,
@@ -94,8 +94,8 @@ def page(run: Run) -> str:
 
 def _title(run: Run) -> str:
     """Network and data."""
-    module = run.config.get("model") or {}
-    inner = (module.get("init_args") or {}).get("model")
+    module = entry(run.config, "model")
+    inner = entry(module, "init_args").get("model")
     network = _name(inner) or _name(module) or str(run.cut.get("network") or "").rpartition(".")[2]
     data = _name(run.config.get("data"))
     return " on ".join(name for name in (network or "A run", data) if name)

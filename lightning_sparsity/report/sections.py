@@ -1,5 +1,6 @@
 """The sections of the page of a run, each from its files alone."""
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -143,8 +144,9 @@ def magnitudes(run: Run, rows: Sequence[Row]) -> str:
         _figure(charts.ridges(list(group), f"{of} over the training"), str(of))
         for of, group in groupby(order, key=lambda h: str(h["of"]))
     )
-    note = "One line per epoch, the first on top: how many have which magnitude. The height is the "
-    note += "square root of the density. At the right: the share that is exactly zero."
+    note = "One line per epoch, the first on top: which magnitudes there are beside exact zeros, "
+    note += "whose share is at the right. The height is the square root of the density, each line "
+    note += "as tall as the others."
     return f'<div class="charts">{figures}</div><p class="note">{note}</p>'
 
 
@@ -240,7 +242,8 @@ def files(run: Run, rows: Sequence[Row]) -> str:
 
 
 def _file(name: str, size: str, told: str) -> str:
-    name = f'<th scope="row"><code>{escape(name)}</code></th>'
+    breaks = re.sub("([/.=])", r"\1<wbr>", escape(name))  # where a narrow window may break it
+    name = f'<th scope="row"><code>{breaks}</code></th>'
     return f'<tr>{name}<td>{size}</td><td class="what">{told}</td></tr>'
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from lightning_sparsity.report.curve import telling
-from lightning_sparsity.report.files import Run
+from lightning_sparsity.report.files import Run, entry
 
 __all__ = [
     "Row",
@@ -69,38 +69,28 @@ def number(value: float | None, form: str) -> str:
 
 
 def table(run: Run) -> list[Row]:
-    """What is known of the three networks."""
-    summary, cut = run.summary, run.cut
-    slim = summary.get("slim") or {}
+    """What is known of the three networks: from the summary, or else from the cut."""
+    summary, slim = run.summary, run.summary.get("slim") or {}
     after = slim.get("after") or {}
-    rows = list(_metrics(run))
-    kept = _of(cut, "parameters")
     total = summary.get("parameters")  # zeros are parameters as well
-    rows.append(_row("parameters", total or kept[0], total, kept[1], after))
-    zeros = summary.get("nonzero") or {}
-    rows.append(Row("non-zero", (*_sides(zeros), after.get("nonzero")), "count"))
-    work, counted = summary.get("flops") or {}, _of(cut, "flops")
-    dense, sparse = _sides(work)
-    rows.append(_row("FLOPs", dense or counted[0], sparse, counted[1], after, "flops"))
-    disk, written = summary.get("bytes_on_disk") or {}, _of(cut, "bytes_on_disk")
-    left = (after.get("bytes_on_disk") or {}).get("dense", written[1])
-    sides = disk.get("dense", written[0]), disk.get("sparse"), left
-    rows.append(Row("bytes on disk", sides, "count"))
-    channels = _of(cut, "channels")
-    rows.append(Row("channels", (channels[0], None, channels[1]), "count"))
+    counts = (
+        ("parameters", "parameters", (total, total, after.get("parameters"))),
+        ("non-zero", "", (*_sides(summary.get("nonzero")), after.get("nonzero"))),
+        ("FLOPs", "flops", (*_sides(summary.get("flops")), after.get("flops"))),
+        (
+            "bytes on disk",
+            "bytes_on_disk",
+            (*_sides(summary.get("bytes_on_disk")), _sides(after.get("bytes_on_disk"))[0]),
+        ),
+        ("channels", "channels", (None, None, None)),
+    )
+    rows = list(_metrics(run))
+    for name, key, (dense, sparse, ships) in counts:
+        cut = run.cut.get(key) or {}
+        sides = dense or cut.get("dense"), sparse, ships or cut.get("slim")
+        rows.append(Row(name, sides, "count"))
     rows += _times(slim.get("latency") or {})
     return [row for row in rows if any(value is not None for value in row.values)]
-
-
-def _row(
-    name: str,
-    dense: float | None,
-    sparse: float | None,
-    slim: float | None,
-    after: Mapping[str, Any],
-    key: str | None = None,
-) -> Row:
-    return Row(name, (dense, sparse, after.get(key or name, slim)), "count")
 
 
 def _metrics(run: Run) -> Iterator[Row]:
@@ -126,13 +116,8 @@ def _form(name: str) -> str:
     return "percent" if name.endswith(("acc", "accuracy")) else "decimal"
 
 
-def _sides(entry: Mapping[str, Any]) -> tuple[Any, Any]:
-    return entry.get("dense"), entry.get("sparse")
-
-
-def _of(cut: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    entry = cut.get(name) or {}
-    return entry.get("dense"), entry.get("slim")
+def _sides(entry: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    return (entry or {}).get("dense"), (entry or {}).get("sparse")
 
 
 def gains(rows: Sequence[Row]) -> Iterator[Gain]:
@@ -207,13 +192,13 @@ def spelled(value: Any) -> str:  # noqa: ANN401
 def settings(run: Run) -> Iterator[tuple[str, list[str]]]:
     """What was trained, by name; from the configuration, or else from what the cut has noted."""
     config, cut = run.config, run.cut
-    module = config.get("model") or {}
-    given = module.get("init_args") or {}
-    trainer = config.get("trainer") or {}
+    module, trainer = entry(config, "model"), entry(config, "trainer")
+    given = entry(module, "init_args")
     plain = {k: v for k, v in given.items() if k not in PARTS}
+    whole = {**module, "init_args": plain} if given else module
     found: dict[str, Any] = {
         "Network": given.get("model"),
-        "Module": {**module, "init_args": plain} if module else None,
+        "Module": whole or None,
         "Data": config.get("data"),
         "Optimizer": given.get("optimizer") or config.get("optimizer"),
         "Learning rate": given.get("lr_scheduler") or config.get("lr_scheduler"),
@@ -243,8 +228,8 @@ def _cropped(text: str) -> str:
 
 def loading(run: Run) -> str:
     """Lines of Python that load the slim network; without one, the module of the checkpoint."""
-    module = run.config.get("model") or {}
-    given = module.get("init_args") or {}
+    module = entry(run.config, "model")
+    given = entry(module, "init_args")
     if not run.cut:
         checkpoint = run.summary.get("checkpoint") or "FILE.ckpt"
         path = str(module.get("class_path") or "")
@@ -254,7 +239,7 @@ def loading(run: Run) -> str:
     network = given.get(where)
     if isinstance(network, Mapping) and "class_path" in network:
         made, paths = spelled(network), _paths(network)
-    elif module:
+    elif "class_path" in module:
         given = {k: v for k, v in given.items() if k not in PARTS[1:]}
         whole = {**module, "init_args": given}
         made, paths = spelled(whole) + (f".{where}" if where else ""), _paths(whole)
@@ -265,8 +250,7 @@ def loading(run: Run) -> str:
         paths = [path] if known else []
     lines = ["from lightning_sparsity import surgery"]
     lines += [line for path in paths for line in _imports(path)]
-    slim = (run.folder / "slim").as_posix()
-    return "\n".join([*lines, f"network = surgery.load({made}, {slim!r})"])
+    return "\n".join([*lines, f"network = surgery.load({made}, {run.slim.as_posix()!r})"])
 
 
 def _paths(value: Any) -> list[str]:  # noqa: ANN401

@@ -14,7 +14,7 @@ from lightning_sparsity.report.words import loading
 
 Files = dict[str, Any]
 Make, Write = Callable[..., Files], Callable[[Files], Path]
-EMPTY = {"meta", "path", "circle"}
+EMPTY = {"meta", "path", "circle", "wbr"}
 ODD = """<script>alert("1")</script>&amp;'"""
 
 
@@ -114,6 +114,18 @@ def test_the_table_has_the_numbers_of_the_files(made_up: Make, written: Write) -
     assert page.row("40\u202f%") == ["98.00\u202f%"]
 
 
+def test_the_files_are_named_with_their_sizes(made_up: Make, written: Write) -> None:
+    folder = written(made_up() | {"checkpoints/last.ckpt": "x" * 1234, "mine.txt": "y"})
+    report.write_page(folder)
+    page = page_of(folder)
+    bytes_of = f"{(folder / 'slim' / 'report.json').stat().st_size:,}"
+    assert page.row("slim/report.json")[0] == bytes_of
+    assert page.row("checkpoints/last.ckpt")[0] == "1,234"
+    assert page.row("checkpoints/last.ckpt")[1].endswith("dense and sparse above are this one")
+    assert page.row("mine.txt") == ["1", ""]
+    assert page.row("report.html") == ["", "this page"]
+
+
 def test_a_cut_of_another_trainer_shows_what_is_there(made_up: Make, written: Write) -> None:
     logged = "epoch,objective,sparsity,step,val_loss\n0,,,9,0.5\n0,0.7,0.25,10,\n1,0.6,0.5,20,\n"
     cut = made_up()["slim/report.json"]
@@ -135,6 +147,26 @@ def test_a_run_without_a_cut_says_so(made_up: Make, written: Write) -> None:
     assert "92.62\u202f% of the parameters exactly zero, no channel cut, test accuracy" in page.text
     assert page.text.count("no channel was cut") == 4
     assert "ImageClassifier.load_from_checkpoint('runs/a/checkpoints/last.ckpt')" in page.text
+
+
+def test_a_slim_network_elsewhere_is_found_by_the_configuration(
+    made_up: Make, written: Write, tmp_path: Path
+) -> None:
+    files = made_up()
+    (callback,) = files["config.yaml"]["trainer"]["callbacks"]
+    callback["init_args"]["dirpath"] = str(tmp_path / "run" / "other")
+    files["other/slim/report.json"] = files.pop("slim/report.json")
+    page = page_of(written(files))
+    assert page.row("stage0.1.norm") == ["64", "2", "3\u202f%"]
+    assert f"'{(tmp_path / 'run' / 'other' / 'slim').as_posix()}')" in page.text
+
+
+def test_a_configuration_of_another_form_does_no_harm(made_up: Make, written: Write) -> None:
+    files = made_up()
+    files["config.yaml"] = {"model": {"lr": 0.1}, "trainer": None, "data": "mine.yaml"}
+    page = page_of(written(files))
+    assert "{'lr': 0.1, 'init_args': {}}" not in page.text
+    assert "surgery.load(CurveNet(...), " in page.text
 
 
 def test_the_metrics_of_the_command_slim_are_shown(made_up: Make, written: Write) -> None:
@@ -162,7 +194,7 @@ def test_what_comes_from_files_is_escaped(made_up: Make, written: Write) -> None
         histogram["of"] = ODD
     config["seed_everything"] = ODD
     config["data"]["class_path"] = config["model"]["class_path"] = ODD
-    folder = written(files)
+    folder = written(files | {f"{ODD.replace('/', '')}.txt": "x"})
     page = page_of(folder)
     assert page.text.count(ODD) > 8
     assert [tag for tag, _ in page.elements].count("script") == 1
