@@ -36,19 +36,24 @@ def draw(run: Summary, path: Path) -> None:
 
 
 def _over_time(axes: Axes, run: Summary, name: str, scale: float = 1.0) -> None:
-    """The figure of that name, and those of further callbacks, whose names begin with it."""
-    keys = {key for point in run.history for key in point}
-    names = {key for key in keys if key == name or key.startswith(f"{name}_")}
+    """The figure of that name, and those of further callbacks, which say whose they are."""
+    names = {k for point in run.history for k in point if k == name or k.startswith(f"{name}_")}
     steps = [point["step"] for point in run.history]
     for key, color in zip(sorted(names), (SPARSE, SLIM, DENSE), strict=False):
         values = [scale * point.get(key, float("nan")) for point in run.history]
-        axes.plot(steps, values, color=color, linewidth=1.4, label=key)
+        axes.plot(steps, values, color=color, linewidth=1.4, label=_whose(key, name))
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.25)
     if len(names) > 1:
         axes.legend(frameon=False, fontsize=8)
     if not names:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+
+
+def _whose(key: str, name: str) -> str:
+    """Which callback a figure belongs to: `sparsity_splitting_fc` to the splitting of fc."""
+    kind, _, pattern = key.removeprefix(name).lstrip("_").partition("_")
+    return f"{kind} of {pattern}" if pattern else kind or "first callback"
 
 
 def _histogram(axes: Axes, run: Summary) -> None:
