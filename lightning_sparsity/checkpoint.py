@@ -148,11 +148,19 @@ def read(config: Path) -> dict[str, Any]:
     """What makes module and data, with a Trainer that leaves nothing behind.
 
     Raises:
-        ValueError: If the file is not the configuration of a run.
+        ValueError: If the file is not the configuration of a run, or leaves out a class.
     """
     content = yaml.safe_load(config.read_text())
     if not isinstance(content, Mapping) or not content.get("model"):
         raise ValueError(f"{str(config)!r} is not the configuration of a run: it has no model.")
+    for key in ("model", "data"):
+        part = content.get(key)
+        named = part.get("class_path", "") if isinstance(part, Mapping) else part
+        if part and (not named or named.startswith("__main__.")):
+            raise ValueError(
+                f"{str(config)!r} does not say which class its {key} is, or where. Name a file "
+                "with --config that has class_path (module.Class) and init_args for model and data."
+            )
     trainer = content.get("trainer") or {}
     kept = {key: trainer[key] for key in ("accelerator", "precision") if trainer.get(key)}
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)

@@ -137,6 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning 2.6 and torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data is in memory
     arguments = sys.argv[1:] if args is None else list(args)
+    sys.path.append(str(Path.cwd()))  # as in `python train.py`, classes may lie beside the run
     try:
         if arguments and arguments[0] in COMMANDS:
             sys.argv[1:] = []  # which Lightning would take for arguments of its own
