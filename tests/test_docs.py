@@ -1,4 +1,4 @@
-"""The documentation's Python runs: each page from top to bottom, with stand-ins for your own code."""
+"""The Python of the documentation runs, page by page, with stand-ins for the reader's code."""
 
 import ast
 import re
