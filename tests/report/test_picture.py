@@ -6,9 +6,9 @@ from lightning_sparsity.report.summary import Size, Summary
 
 
 def run_with(*names: str) -> Summary:
-    size = Size(10, dense=10, sparse=5, work=None, bytes_on_disk=None)
+    size = Size((), 10, dense=10, sparse=5, work=None, bytes_on_disk=None)
     history = tuple({"step": step, **dict.fromkeys(names, 0.5)} for step in (1, 2))
-    return Summary("", "test", {}, (), size, history, {})
+    return Summary("", "test", {}, size, history, (), {})
 
 
 @pytest.mark.parametrize(
