@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-import torch
-
 from lightning_sparsity.report.benchmark import Row
 from lightning_sparsity.report.latency import Timing
 from lightning_sparsity.surgery.plan import Cut
@@ -13,7 +11,7 @@ from lightning_sparsity.surgery.plan import Cut
 __all__ = ["advise"]
 
 NOISE = 0.1  # differences below it are no news
-NAMED = 6
+MULTIPLE, NAMED = 8, 6
 
 
 def advise(
@@ -32,7 +30,7 @@ def advise(
     if quiet:
         yield _on_work(quiet, work)
         yield from _on_batches(quiet)
-    yield from _on_widths(cuts, _block(rows))
+    yield from _on_widths(cuts, work)
     yield from _on_gathers(cuts)
 
 
@@ -104,37 +102,33 @@ def _gain(small: Row, large: Row) -> float:
     return large.speed_up("slim").median / small.speed_up("slim").median
 
 
-def _block(rows: Sequence[Row]) -> int:
-    """How many channels kernels work in at a time: 8 numbers fit a register, 16 one of AVX-512."""
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return 16 if wide and all(row.place.device == "cpu" for row in rows) else 8
-
-
-def _on_widths(cuts: Mapping[str, Cut], block: int) -> Iterator[str]:
+def _on_widths(cuts: Mapping[str, Cut], work: Mapping[str, int | None]) -> Iterator[str]:
     """How the layers that lost channels divide by what kernels work in."""
     widths = {
         name: cut.rows.numel()
         for name, cut in cuts.items()
         if cut.layer.kind != "channel" and cut.rows.numel() < cut.layer.widths[0]
     }
-    odd = [f"{name} ({n})" for name, n in widths.items() if n % block]
+    odd = [f"{name} ({n})" for name, n in widths.items() if n % MULTIPLE]
     if widths:
         eights, sixteens = (sum(n % m == 0 for n in widths.values()) for m in (8, 16))
         yield (
             f"Layers that lost channels: {len(widths)}; a multiple of 8 is left in {eights}, one "
-            f"of 16 in {sixteens}. Kernels here work in blocks of {block} channels."
+            f"of 16 in {sixteens}. Kernels compute whole blocks of channels."
         )
     if odd:
         more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
         rounded = sum(
-            min(block * math.ceil(n / block), cuts[name].layer.widths[0])
+            min(MULTIPLE * math.ceil(n / MULTIPLE), cuts[name].layer.widths[0])
             for name, n in widths.items()
         )
+        dense, slim = work["dense"], work["slim"]
+        same = "" if dense is None or slim is None else f"--amount 'Flops({slim / dense:.2g})' "
         yield (
-            f"No multiple of {block}: {', '.join(odd[:NAMED])}{more}. They take about the time of "
-            f"the next one: rounded up, these layers have {rounded:,} channels in place of "
-            f"{sum(widths.values()):,}. Cut with `lightning-sparsity slim … --round-to {block}`, "
-            "and measure again."
+            f"No multiple of {MULTIPLE}: {', '.join(odd[:NAMED])}{more}. Rounded up, these layers "
+            f"have {rounded:,} channels in place of {sum(widths.values()):,}. Round widths may be "
+            "faster with as many FLOPs: cut with "
+            f"`lightning-sparsity slim … {same}--round-to {MULTIPLE}`, and measure again."
         )
 
 

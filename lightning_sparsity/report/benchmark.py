@@ -129,8 +129,8 @@ def print_rows(rows: Sequence[Row], work: Mapping[str, int | None]) -> None:
         cells = [f"{count:,}" for count in counts.values()]
         table.add_row("FLOPs of one example", "", *cells, *ratios, end_section=True)
     for i, row in enumerate(rows):
-        times = [_middle(row.comparison.timing(name), "") for name in work]
-        ratios = [_middle(row.speed_up(name), "×") for name in others]
+        times = [_ms(row.comparison.timing(name)) for name in work]
+        ratios = [_times(row.speed_up(name)) for name in others]
         last = i + 1 == len(rows) or rows[i + 1].place != row.place
         table.add_row(str(row.place), str(row.batch), *times, *ratios, end_section=last)
     Console(soft_wrap=True, highlight=False, width=WIDTH).print(table)
@@ -144,8 +144,12 @@ def machine(rows: Sequence[Row]) -> str:
     return ", ".join(parts)
 
 
-def _middle(timing: Timing, unit: str) -> str:
+def _ms(timing: Timing) -> str:
     low, median, high = (
         f"{x:,.{(x < 1) + (x < 10) + (x < 100)}f}" for x in (timing.low, timing.median, timing.high)
     )
-    return f"{median}{unit}\n{low}–{high}"
+    return f"{median}\n{low}–{high}"
+
+
+def _times(ratio: Timing) -> str:
+    return f"{ratio.median:.2f}×\n{ratio.low:.2f}–{ratio.high:.2f}"
