@@ -35,9 +35,11 @@ def _proto(found: Histogram) -> dict[str, Any]:
     """What TensorBoard stores; sums as if entries lay in the middle of their bins."""
     counts, edges = _bins(found)
     middles = [0.0, *((a + b) / 2 for a, b in pairwise(found.edges))]
+    full = [i for i, n in enumerate(counts) if n] or [0]
     return {
-        "min": edges[0],
-        "max": edges[-1],
+        # TensorBoard leaves empty bins at the ends out and takes these for the edges of the others.
+        "min": edges[full[0]],
+        "max": edges[full[-1] + 1],
         "num": sum(counts),
         "sum": sum(n * x for n, x in zip(counts, middles, strict=True)),
         "sum_squares": sum(n * x * x for n, x in zip(counts, middles, strict=True)),

@@ -39,7 +39,7 @@ class SparsityMonitor(Callback):
     \lambda\, r(u) + \tfrac{\beta}{2} \|w - u\|^2$), `penalty` (its last two terms), `split_gap`
     ($\|w - u\|$), `lam`, `beta`. With several sparse callbacks the first one in the list that has a
     figure gives it its plain name; those of others end in what they are (`sparsity_scales`,
-    `penalty_regularization`, `cv_variance`) and in their pattern (`sparsity_splitting_fc`).
+    `penalty_regularization`, `lam_variance`) and in their pattern (`sparsity_splitting_fc`).
 
     Histograms show magnitudes of what ships, at the start of training and after every epoch: the
     copy $u$ where there is one, exact zeros counted apart. TensorBoard and W&B get them for
@@ -73,10 +73,8 @@ class SparsityMonitor(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from the step at which training starts or goes on."""
         self._seen = trainer.global_step
-        known = (
-            -1 if trainer.global_step == 0 or not self.histograms else self.histograms[-1]["epoch"]
-        )
-        if known < trainer.current_epoch:  # else it is resumed, and this epoch has its histogram
+        resumed = trainer.global_step > 0 and bool(self.histograms)
+        if not resumed or self.histograms[-1]["epoch"] < trainer.current_epoch:
             self._count(trainer, pl_module, trainer.current_epoch)
 
     @override

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from lightning_sparsity import RelaxedVariableSplitting, SparsityMonitor
+from lightning_sparsity.callbacks.loggers import log_histograms
+from lightning_sparsity.metrics.histogram import histograms
 from lightning_sparsity.penalties import L0
 
 LAYERS = ["model.conv1.weight", "model.conv2.weight", "model.fc.weight"]
@@ -70,11 +72,23 @@ def test_tensorboard_gets_every_layer_with_its_zeros_left_of_0(tiny_net: Any, tr
         assert 0 < zeros < weight.numel()
         assert (found["bucket_counts"][0], found["bucket_limits"][0]) == (zeros, 0)
         assert found["min"] == -found["bucket_limits"][1] < 0
+        assert found["max"] >= float(weight.abs().max())
         assert found["num"] == sum(found["bucket_counts"]) == weight.numel()
         assert len(found["bucket_limits"]) == len(found["bucket_counts"]) == 41
         assert found["sum"] == pytest.approx(float(weight.abs().sum()), rel=0.05)
         assert found["sum_squares"] == pytest.approx(float(weight.square().sum()), rel=0.05)
     assert board.told[-4]["bucket_counts"][1:] == monitor.histograms[-1]["counts"]
+
+
+def test_tensorboard_draws_bins_from_the_first_that_is_not_empty_to_the_last() -> None:
+    board = Board()
+    log_histograms(board, histograms({"far": torch.tensor([2.0, 3.3, 4.0]) / 4}), 1)
+    log_histograms(board, histograms({"near": torch.tensor([0.0, 0.1]), "": torch.ones(1)}), 2)
+    log_histograms(board, histograms({"none": torch.zeros(0)}), 3)
+    far, near, _, none = board.told
+    assert (far["min"], far["max"]) == (0.5, 1.0)
+    assert (near["min"], near["max"]) == pytest.approx((-0.025, 0.125))
+    assert none["num"] == 0
 
 
 def test_weights_and_biases_get_their_own_histograms(
