@@ -5,22 +5,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from time import perf_counter
 from typing import Any, final
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.data import extract_batch_size
-from rich.progress import Progress
 from typing_extensions import override
 
 from lightning_sparsity.callbacks.cut_callback import CutCallback
+from lightning_sparsity.waiting import Waiting
 
 __all__ = ["Curve", "by_amount", "telling"]
 
 SHARES = tuple(i / 10 for i in range(1, 10))
 EXAMPLES = 1000
-PATIENCE = 2.0  # seconds after which a progress bar shows
 
 
 @final
@@ -94,22 +92,20 @@ def _measured(
         (found, *_) = trainer.validate(module, datamodule=data, verbose=False) or [{}]
         return {name: float(value) for name, value in found.items()}
 
-    with _quiet(trainer, count), Progress(transient=True, disable=not _shows(trainer)) as bar:
+    with _quiet(trainer, count), Waiting("Cutting by other amounts") as waiting:
         trainer.limit_val_batches = 1
         metric = telling(metrics())
         if not metric:
             return Curve(skipped="the validation of the run logs nothing")
         trainer.limit_val_batches = ceil(EXAMPLES / count.examples)
         chosen = _share(cutter), metrics()[metric]
-        begin, task = perf_counter(), bar.add_task("Cut by", total=len(SHARES), visible=False)
         with cutter.uncut(module):
             points = {0.0: metrics()[metric]}
         for share in SHARES:
-            bar.update(task, description=f"Cut by {share:.0%}")
+            waiting.far = f"{share:.0%}"
             if share > max(points):  # where more is zero, more was cut already
                 with cutter.recut(module, share) as cut:
                     points[cut] = metrics()[metric]
-            bar.update(task, advance=1, visible=perf_counter() - begin > PATIENCE)
     return Curve(metric, count.examples, tuple(points.items()), chosen)
 
 
@@ -141,10 +137,6 @@ def _quiet(trainer: pl.Trainer, count: _Count) -> Iterator[None]:
         yield
     finally:
         trainer.callbacks, trainer.loggers, trainer.limit_val_batches = kept  # type: ignore[attr-defined]
-
-
-def _shows(trainer: pl.Trainer) -> bool:
-    return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def _share(cutter: CutCallback) -> float:
