@@ -43,7 +43,8 @@ class NetworkSlimming(CutCallback, SplitCallback):
         lam: Its weight $\lambda \ge 0$, a number or a schedule. Any above 0 will do for `L0Ball`.
         amount: The share of all BatchNorm channels to cut, in (0, 1), or a budget: `Flops(keep)`,
             `Params(keep)`, `Threshold(at)`. Where at least this share of the scales is exactly zero
-            after training, exactly those go.
+            after training, exactly those go. A budget or a `Share` with `round_to=8` leaves widths
+            that are multiples of 8.
         update: `"subgradient"` adds $\lambda r'(\gamma)$ to the gradient (the papers).
             `"splitting"` pulls the scales towards their sparse copy: relaxed variable splitting,
             with evaluations and checkpoints holding the copy. `"proximal"` takes a proximal step on

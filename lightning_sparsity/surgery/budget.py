@@ -52,6 +52,7 @@ class Share(Budget):
 
     Args:
         share: The share to drop, in (0, 1).
+        round_to: As in `Budget`.
     """
 
     share: float
@@ -75,6 +76,7 @@ class Threshold(Budget):
 
     Args:
         at: The threshold, at least 0. At 0 only exact zeros are dead.
+        round_to: As in `Budget`.
     """
 
     at: float
@@ -95,6 +97,7 @@ class Keep(Budget):
 
     Args:
         keep: The share of the cost that may stay, in (0, 1).
+        round_to: As in `Budget`.
     """
 
     keep: float

@@ -100,14 +100,12 @@ class Rounding:
             scores.scatter_reduce_(0, self.units[name], torch.where(dead, scale, 0.0), "amax")
         chosen = []
         for name in self.flow.norms:
-            solved, rows = self.solved[name], self._held_rows(name)
-            short = self._short(name, solved.computed)
+            solved, own = self.solved[name], self.units[name]
+            free, short = ~solved.computed, self._short(name, solved.computed)
             if short:
-                free = ~solved.computed & ~rows
-                best = _best(free, scores[self.units[name]], solved.leaving, short)
-                # At the dense width no constant has to carry others.
-                whole = short + int(solved.computed.sum()) == rows.numel()
-                chosen.append(self.units[name][best | rows if whole else best])
+                best = _best(free, scores[own], solved.leaving, short)
+                # At the dense width nothing has to be dead, not even what carries constants.
+                chosen.append(own if short == int(free.sum()) else own[best])
         units = torch.cat(chosen).unique() if chosen else torch.empty(0, dtype=torch.long)
         self._hold_units(units)
         for name, dead in self.dead.items():
@@ -122,9 +120,8 @@ class Rounding:
         """Other layers compute constants, or rows that nobody needs."""
         found = False
         for name, solved in self.solved.items():
-            free = ~solved.computed & ~self._held_rows(name)
-            short = self._short(name, solved.computed)
-            if name not in self.flow.norms and short and bool(free.any()):
+            free, short = ~solved.computed, self._short(name, solved.computed)
+            if short and name not in self.flow.norms:
                 none = torch.zeros(free.numel())
                 _add(self.held.rows, name, _best(free, none, solved.leaving, short))
                 found = True
@@ -134,16 +131,12 @@ class Rounding:
         """Layers read constants that could move into their bias."""
         found = False
         for name, solved in self.solved.items():
-            held = self.held.columns.get(name, torch.zeros_like(solved.kept))
-            free, short = ~solved.kept & ~held, self._short(name, solved.kept)
-            if self.sites[name].layer.kind == "dense" and short and bool(free.any()):
+            free, short = ~solved.kept, self._short(name, solved.kept)
+            if short and self.sites[name].layer.kind == "dense":
                 none = torch.zeros(free.numel())
                 _add(self.held.columns, name, _best(free, none, solved.arriving, short))
                 found = True
         return found
-
-    def _held_rows(self, name: str) -> Tensor:
-        return self.held.rows.get(name, torch.zeros_like(self.solved[name].computed))
 
     def _short(self, name: str, stays: Tensor) -> int:
         """How many channels more make a multiple, or the dense width; none for a dead layer."""

@@ -359,7 +359,8 @@ def test_it_does_so_in_round_widths(
     toy: Any, multiple: int, gather: bool, exact: bool, draw_dead: Any
 ) -> None:
     model, inputs = toy
-    dead = draw_dead(surgery.trace(model, inputs), 0.55)
+    torch.manual_seed(0)  # whichever test has made the toys
+    dead = draw_dead(surgery.trace(model, inputs), 0.5)
     if exact:
         for name, mask in dead.items():
             model.get_submodule(name).weight.data[mask] = 0
