@@ -17,7 +17,7 @@ __all__ = ["SECTIONS"]
 FEW_LAYERS = 30  # of which each has a bar with its name; more are shown at a glance before
 COLUMN = 12  # layers below each other, where there is room for columns
 FEW_LINES = 8
-BY_FIT = "it is measured by <code>lightning-sparsity fit</code>, and stands in summary.json."
+BY_FIT = "That is in summary.json, which <code>lightning-sparsity fit</code> writes."
 FILES = {
     PAGE: "this page",
     "summary.json": "all figures, for programs",
@@ -39,7 +39,7 @@ def trained(run: Run, rows: Sequence[Row]) -> str:
     )
     body = f"<dl>{body}</dl>" if body else ""
     if not run.config:
-        body += _missing("network, data and training: there is no config.yaml beside the files.")
+        body += _missing("data and training: there is no config.yaml beside the files.")
     return body
 
 
@@ -67,7 +67,7 @@ def sides(run: Run, rows: Sequence[Row]) -> str:
     body = _scroll(f"{body}</tbody></table>", "Dense, sparse and slim")
     body += f'<p class="note">{notes}</p>'
     if not run.summary:
-        body += _missing(f"accuracy, zeros and times: {BY_FIT}")
+        body += _missing(f"accuracy, zeros and times. {BY_FIT}")
     return body
 
 
@@ -138,7 +138,8 @@ def magnitudes(run: Run, rows: Sequence[Row]) -> str:
     """Histograms of scales and weights over the epochs."""
     found = run.summary.get("histograms") or []
     if not found:
-        return _missing("histograms: no SparsityMonitor has counted them.")
+        unseen = "No SparsityMonitor has counted them." if run.summary else BY_FIT
+        return _missing(f"histograms. {unseen}")
     order = sorted(found, key=lambda h: str(h["of"]))
     figures = "".join(
         _figure(charts.ridges(list(group), f"{of} over the training"), str(of))
@@ -175,7 +176,7 @@ def amount(run: Run, rows: Sequence[Row]) -> str:
     """A metric against the share of channels that was cut."""
     found = (run.summary.get("slim") or {}).get("curve")
     if not found:
-        return _missing(BY_FIT if run.cut else "no channel was cut.")
+        return _missing(f"the curve. {BY_FIT}" if run.cut else "no channel was cut.")
     if found.get("skipped") or not found.get("points"):
         return _missing(f"it could not be measured: {escape(str(found.get('skipped')))}.")
     name = str(found["metric"])
