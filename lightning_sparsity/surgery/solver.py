@@ -79,7 +79,7 @@ class Solver:
     def _computed(self, site: Site) -> Tensor:
         leaving = self.state[self.row_class[site.name]] >= PRESENT
         if self.gather and site.can_scatter and (site.can_select or site.layer.kind == "dense"):
-            leaving = leaving & self.constants.rows[site.name].isnan()
+            leaving = leaving & self.constants.leaving[site.name].isnan()
         return leaving
 
     def _droppable(self, site: Site) -> Tensor:
