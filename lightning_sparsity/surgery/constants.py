@@ -46,6 +46,8 @@ class Constants:
         """Per layer the constant that each input channel carries, in all calls that count."""
         self.rows: dict[str, Tensor] = {}
         """Per layer the constant that each output channel makes."""
+        self.leaving: dict[str, Tensor] = {}
+        """The same where its module ends, which may contain an activation."""
         read: dict[Call, Tensor] = {}
         made: dict[Call, Tensor] = {}
         for step in tape.steps:
@@ -56,6 +58,13 @@ class Constants:
         for name, site in tape.sites.items():
             self.columns[name] = _agreed([read[call] for call in site.seen()])
             self.rows[name] = _agreed([made[call] for call in site.seen()])
+            self.leaving[name] = _agreed([self._leaves(made[call], call) for call in site.seen()])
+
+    def _leaves(self, made: Tensor, call: Call) -> Tensor:
+        """What becomes of the constants of a layer until its module ends."""
+        c = self._of(call.leaving).flatten()
+        c = c if c.numel() == made.numel() else torch.full_like(made, NAN)
+        return torch.where(made.isnan(), made, c)
 
     def folds(self, site: Site) -> Tensor:
         """The columns whose constant a bias can carry exactly."""

@@ -102,7 +102,7 @@ class _Surgeon:
         for name, offset in offsets.items():
             cuts[name].bias = self._settle(name, offset[cuts[name].rows], cuts)
         for name in self.sites:
-            fill = self.constants.rows[name][self.solved[name].leaving]
+            fill = self.constants.leaving[name][self.solved[name].leaving]
             attach(self.modules[name], cuts[name], fill.nan_to_num())
         return cuts
 

@@ -99,7 +99,7 @@ class Solver:
     def _computed(self, site: Site) -> Tensor:
         leaving = self.state[self.row_class[site.name]] >= PRESENT
         if self.gather and site.can_scatter and (site.can_select or site.layer.kind == "dense"):
-            made = self.constants.rows[site.name].isnan()
+            made = self.constants.leaving[site.name].isnan()
             leaving = leaving & (made | self.held.rows.get(site.name, torch.zeros_like(made)))
         return leaving
 

@@ -61,6 +61,11 @@ class Call:
     positions: int
     """Entries of the result per output channel, the batch included."""
     training: bool
+    leaving: Value = field(init=False)
+    """What leaves the module of the layer: the result, or a function of its single entries."""
+
+    def __post_init__(self) -> None:
+        self.leaving = self.result
 
 
 @dataclass(eq=False)
@@ -143,6 +148,17 @@ class Tape:
         different = a != b
         if bool(different.any()):
             self.ties.append((a[different], b[different]))
+
+    def only_maps(self, first: Value, last: Value) -> bool:
+        """Whether one value became the other just now, entry by entry, and nobody else read it."""
+        for step in reversed(self.steps):
+            if last is first:
+                return True
+            weights = any(isinstance(x, Weight) for x in step.function.args)
+            if step.kind != "map" or weights or len(step.inputs) > 1 or step.results != [last]:
+                return False
+            last = step.inputs[0]
+        return False
 
     def forget_training(self) -> None:
         """Take back a run in training mode that failed half-way."""

@@ -36,7 +36,7 @@ class Tracer(TorchFunctionMode):
             self.paused += is_frozen_norm(module)
 
     def leave_module(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
-        """A module ends: if its result is not its layer's own, no `Scatter` can follow it."""
+        """A module ends: a `Scatter` can follow if it does nothing across channels to its layer."""
         if id(module) not in self.names:
             return
         frame = self.recorder.frames[-1]
@@ -45,8 +45,12 @@ class Tracer(TorchFunctionMode):
             follow_channels(self.recorder, frame, args[0], result, 1)
         self.recorder.frames.pop()
         self.recorder.look_for_strangers(list(tensors_of(result)))
-        if frame.call is not None and self.recorder.value(result) is not frame.call.result:
-            self.recorder.tape.sites[frame.name].can_scatter = False
+        if frame.call is not None:
+            value = self.recorder.value(result)
+            if value is not None and self.recorder.tape.only_maps(frame.call.result, value):
+                frame.call.leaving = value
+            else:
+                self.recorder.tape.sites[frame.name].can_scatter = False
 
     def __torch_function__(
         self,
