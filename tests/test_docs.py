@@ -1,9 +1,7 @@
 """The Python of the documentation runs, page by page, with stand-ins for the reader's code."""
 
-import ast
 import re
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,6 @@ class ShortTrainer(pl.Trainer):
         super().__init__(**{**options, **quiet, "max_epochs": 2})
 
 
-def is_there(block: str) -> bool:
-    """Whether all packages that a block imports are installed."""
-    nodes = list(ast.walk(ast.parse(block)))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    return all(find_spec(name.partition(".")[0]) for name in names)
-
-
 @pytest.mark.filterwarnings("ignore:.*logger is already defined.*")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs(
@@ -70,9 +60,12 @@ def test_a_page_runs(
         "data": data(),
         "images": images,
     }
-    for place, block, runs in blocks(page):
-        if runs and is_there(block):
+    for place, block in ((place, block) for place, block, runs in blocks(page) if runs):
+        try:
             exec(compile(block, place, "exec"), names)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("lightning_sparsity"):
+                raise  # anybody else's package may be optional
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

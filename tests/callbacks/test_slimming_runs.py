@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -120,8 +121,14 @@ def test_the_same_callback_cuts_another_network_anew(
 
 
 def test_a_dense_checkpoint_loads_into_the_slim_module_and_says_so(
-    tmp_path: Path, norm_net: Make, trainer: Make, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    norm_net: Make,
+    trainer: Make,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("lightning", "lightning.pytorch"):  # they may keep their messages to themselves
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     net = norm_net()
     callback, keep = slimming(tmp_path), ModelCheckpoint(tmp_path, monitor="val_loss")
     run = trainer(callback, keep)
