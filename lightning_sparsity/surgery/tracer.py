@@ -106,9 +106,14 @@ class Tracer(TorchFunctionMode):
             self.recorder.opaque(behind, "changes a tensor through a view of it")
 
     def _follow(self, op: Op) -> None:
-        if op.name in ops.CONVOLUTIONS or op.name in ops.TRANSPOSED or op.name == "linear":
+        dense = op.name in ops.CONVOLUTIONS or op.name in ops.TRANSPOSED or op.name == "linear"
+        norm = op.name in ("batch_norm", "instance_norm", "prelu")
+        if (op.values or dense or norm) and not all(x.numel() for x in op.results):
+            self.recorder.borrow(op)
+            self.recorder.opaque(op, "makes nothing of these example inputs")
+        elif dense:
             follow_dense(self.recorder, op)
-        elif op.name in ("batch_norm", "instance_norm", "prelu"):
+        elif norm:
             follow_norm(self.recorder, op)
         elif op.values:
             self.recorder.borrow(op)

@@ -252,3 +252,33 @@ def test_weights_that_changed_since_the_plan_are_noticed(randomise: Any) -> None
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="trace needs a model with convolutions"):
         surgery.trace(nn.ReLU(), IMAGE)
+
+
+class Sometimes(nn.Module):
+    """A head that sees only what is found: nothing, as long as `x` is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(self.conv(x))
+        return self.last(y), self.head(y[: int(x.sum() > 1e6)])
+
+
+def test_a_head_that_found_nothing_stays_whole_and_works_when_there_is_something(
+    randomise: Any,
+) -> None:
+    model = randomise(Sometimes())
+    flow = surgery.trace(model, IMAGE)
+    assert "head" not in str(list(flow.norms))
+    assert any("makes nothing of these example inputs" in str(item) for item in flow.frozen)
+    plan = flow.plan_by(0.5)
+    slim, masked = surgery.slim(model, plan), surgery.mask(model, plan)
+    assert slim.conv.weight.size(0) < 8
+    assert slim.head[0].weight.shape == model.head[0].weight.shape
+    for found, expected in zip(slim(1e6 + IMAGE), masked(1e6 + IMAGE), strict=True):
+        assert found.size(0) == 1
+        torch.testing.assert_close(found, expected)
