@@ -1,5 +1,6 @@
 """A run as a picture: objective and sparsity over time, weights before and after."""
 
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def _over_time(axes: Axes, run: Summary, name: str, scale: float = 1.0) -> None:
     """The figure of that name, and those of further callbacks, which say whose they are."""
     names = {k for point in run.history for k in point if k == name or k.startswith(f"{name}_")}
     steps = [point["step"] for point in run.history]
-    for key, color in zip(sorted(names), (SPARSE, SLIM, DENSE), strict=False):
+    for key, color in zip(sorted(names), cycle((SPARSE, SLIM, DENSE)), strict=False):
         values = [scale * point.get(key, float("nan")) for point in run.history]
         axes.plot(steps, values, color=color, linewidth=1.4, label=_whose(key, name))
     axes.set_xlabel("optimizer step")

@@ -20,8 +20,12 @@ def run_with(*names: str) -> Summary:
             ["sparsity_splitting_conv1", "penalty_splitting_fc", "sparsity"],
             ["first callback", "splitting of conv1"],
         ),
+        (
+            ["sparsity", *(f"sparsity_splitting_conv{i}" for i in (1, 2, 3))],
+            ["first callback", *(f"splitting of conv{i}" for i in (1, 2, 3))],
+        ),
     ],
-    ids=["one", "two", "with a pattern"],
+    ids=["one", "two", "with a pattern", "four"],
 )
 def test_the_legend_says_which_callback_a_line_belongs_to(
     names: list[str], labels: list[str] | None
