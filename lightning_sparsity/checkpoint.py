@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         "--round-to",
         type=int,
         default=1,
-        help="widths go up to the next multiple of this number, 8 or 16 for speed; default: 1",
+        help="widths go up to the next multiple of this number; with Flops(...), 8 or 16 may be "
+        "faster; default: 1",
     )
     parser.add_argument("--config", help="default: the config.yaml in the folder of the run")
     parser.add_argument("--dirpath", help="where slim/ goes; default: the folder of the run")
