@@ -39,7 +39,7 @@ def test_the_lines_are_those_of_the_penalty() -> None:
             for i in np.flatnonzero(np.isfinite(shown))[::100]:
                 x = torch.tensor([[float(t[i]), 0.5]], dtype=torch.float64)
                 assert np.isclose(shown[i], float(expected(x)), atol=1e-6)
-        assert np.isfinite(prox.get_ydata()).mean() > 0.9
+        assert np.isfinite(np.asarray(prox.get_ydata())).mean() > 0.9
 
 
 def test_where_a_weight_vanishes_is_shaded() -> None:
