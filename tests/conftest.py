@@ -11,12 +11,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_sparsity
+from lightning_sparsity import surgery
 from lightning_sparsity.data import TensorLoader
+from lightning_sparsity.models import CurveNet
 from lightning_sparsity.penalties import Penalty
 
 
@@ -249,3 +252,22 @@ def shared_data(trainer):
     return TensorLoader(whole.images, whole.labels, 4 // trainer.world_size, shuffle=True,
                         rank=trainer.global_rank, world_size=trainer.world_size)
 """
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run as LightningCLI and `NetworkSlimming` leave it, made on another machine."""
+    network = CurveNet(size=32).eval()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight)
+    plan = surgery.trace(network, torch.rand(2, 1, 32, 32)).plan_by(0.5)
+    surgery.save(surgery.slim(network, plan), plan, tmp_path / "run/slim")
+    curve_net = {"class_path": "CurveNet", "init_args": {"size": 32}}
+    config = {
+        "trainer": {"accelerator": "gpu", "precision": "16-mixed"},
+        "model": {"class_path": "ImageClassifier", "init_args": {"model": curve_net}},
+        "data": {"class_path": "Curves", "init_args": {"size": 32}},
+    }
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "run"

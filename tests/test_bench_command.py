@@ -17,27 +17,6 @@ from lightning_sparsity.models import CurveNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Bench = Callable[..., None]
-CONFIG: dict[str, Any] = {
-    "trainer": {"accelerator": "gpu", "precision": "16-mixed"},  # as the run was made elsewhere
-    "model": {
-        "class_path": "ImageClassifier",
-        "init_args": {"model": {"class_path": "CurveNet", "init_args": {"size": 32}}},
-    },
-    "data": {"class_path": "Curves", "init_args": {"size": 32}},
-}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run as LightningCLI and `NetworkSlimming` leave it."""
-    network = CurveNet(size=32).eval()
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight)
-    plan = surgery.trace(network, torch.rand(2, 1, 32, 32)).plan_by(0.5)
-    surgery.save(surgery.slim(network, plan), plan, tmp_path / "run/slim")
-    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -143,19 +122,23 @@ def test_a_gpu_is_measured_by_default(bench: Bench, capsys: pytest.CaptureFixtur
     assert torch.cuda.get_device_name() in shown
 
 
+def change(run: Path, **parts: Any) -> list[str]:
+    config = run / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **parts}))
+    return []
+
+
 def no_weights(run: Path) -> list[str]:
     (run / "slim/model.safetensors").unlink()
     return []
 
 
 def other_images(run: Path) -> list[str]:
-    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": {"class_path": "CIFAR10"}}))
-    return []
+    return change(run, data={"class_path": "CIFAR10"})
 
 
 def no_data(run: Path) -> list[str]:
-    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": None}))
-    return []
+    return change(run, data=None)
 
 
 @pytest.mark.parametrize(

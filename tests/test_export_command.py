@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sparsity import cli, surgery
 from lightning_sparsity.classifier import ImageClassifier
@@ -19,14 +19,6 @@ Export = Callable[..., None]
 MISSING = [
     name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
 ]
-CONFIG: dict[str, Any] = {
-    "trainer": {"accelerator": "gpu", "precision": "16-mixed"},  # as the run was made elsewhere
-    "model": {
-        "class_path": "ImageClassifier",
-        "init_args": {"model": {"class_path": "CurveNet", "init_args": {"size": 32}}},
-    },
-    "data": {"class_path": "Curves", "init_args": {"size": 32}},
-}
 
 
 @pytest.fixture
@@ -34,19 +26,6 @@ def export(monkeypatch: pytest.MonkeyPatch) -> Export:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.setattr("sys.argv", ["lightning-sparsity"])
     return lambda *args: cli.main(["export", *args])
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run as LightningCLI and `NetworkSlimming` leave it."""
-    network = CurveNet(size=32).eval()
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight)
-    plan = surgery.trace(network, torch.rand(2, 1, 32, 32)).plan_by(0.5)
-    surgery.save(surgery.slim(network, plan), plan, tmp_path / "run/slim")
-    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return tmp_path / "run"
 
 
 def expected(run: Path, images: Tensor) -> Tensor:
@@ -87,7 +66,8 @@ def test_without_data_the_module_names_its_examples(
 
 
 def change(run: Path, **parts: Any) -> list[str]:
-    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **parts}))
+    config = run / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **parts}))
     return []
 
 

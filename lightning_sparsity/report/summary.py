@@ -179,6 +179,7 @@ def _both_sides(
     module.load_state_dict(sparse)
     _, after = _evaluate(trainer, module, data)
     parameters = sum(p.numel() for p in module.parameters())
+    monitor = _monitor(trainer)
     return Summary(
         checkpoint=best.path,
         split=split,
@@ -195,8 +196,8 @@ def _both_sides(
             work=work_of(module, _example(trainer)),
             bytes_on_disk=file_size(module),
         ),
-        history=tuple(_measured(trainer, "history")),
-        histograms=tuple(_measured(trainer, "histograms")),
+        history=tuple(monitor.history),
+        histograms=tuple(monitor.histograms),
         weights={name: (w.cpu(), sparse[name].cpu()) for name, w in best.dense.items()},
     )
 
@@ -227,6 +228,7 @@ def _example(trainer: pl.Trainer) -> Tensor | None:
         return None
 
 
-def _measured(trainer: pl.Trainer, what: str) -> list[dict[str, Any]]:
-    monitors = [c for c in trainer.callbacks if isinstance(c, SparsityMonitor)]  # type: ignore[attr-defined]
-    return getattr(monitors[0], what, []) if monitors else []
+def _monitor(trainer: pl.Trainer) -> SparsityMonitor:
+    """The first monitor of a trainer, or one that has measured nothing."""
+    monitors = (c for c in trainer.callbacks if isinstance(c, SparsityMonitor))  # type: ignore[attr-defined]
+    return next(monitors, SparsityMonitor())
