@@ -110,6 +110,8 @@ class Constants:
 
     def _moved(self, step: Step) -> list[Tensor | None]:
         def swap(x: Any) -> Any:  # noqa: ANN401
+            if isinstance(x, Unknown):
+                return torch.tensor(NAN, dtype=torch.float64).expand(x.shape)
             return self._of(x).expand(x.labels.shape) if isinstance(x, Value) else x
 
         shapes = [value.labels.shape for value in step.results]
@@ -144,7 +146,7 @@ class Constants:
             if step.function.name in ops.SUMS | ops.PRODUCTS
             else step.function.func
         )
-        made: Tensor = func(*args, **kwargs)
+        made: Tensor = func(*args, **kwargs).double()
         if step.function.name == "mul" and len(step.inputs) == 2:
             made = torch.where((args[0] == 0) | (args[1] == 0), 0.0, made)
         return made
@@ -154,13 +156,12 @@ class Constants:
         if argument(step.function.args, step.function.kwargs, 2, "mode", "constant") != "constant":
             return c
         filled = argument(step.function.args, step.function.kwargs, 3, "value", None) or 0.0
-        before, after = step.inputs[0].labels, step.results[0].labels
+        before = step.inputs[0].labels
         along = varying(before)
-        moved = any(before.size(d) != after.size(d) for d in range(before.dim()) if d not in along)
+        pad = argument(step.function.args, step.function.kwargs, 1, "pad")
+        moved = any(n and before.dim() - 1 - i // 2 not in along for i, n in enumerate(pad))
         c = torch.where(c == filled, c, NAN) if moved else c
-        return pad_channels(
-            c, before, argument(step.function.args, step.function.kwargs, 1, "pad"), filled
-        )
+        return pad_channels(c, before, pad, filled)
 
     def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
         c = self._of(call.source).flatten()
@@ -224,7 +225,8 @@ class Constants:
         )
         if mean is None or var is None or own_statistics:
             return torch.where(c.isnan(), NAN, 0.0)  # minus its own mean, a constant is zero
-        normalised: Tensor = (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
+        deviation = (var.double().cpu() + getattr(module, "eps", 1e-5)).sqrt()
+        normalised: Tensor = (c - mean.double().cpu()) / deviation
         return normalised
 
     def _vector(self, x: Tensor | None, default: float, like: Tensor) -> Tensor:

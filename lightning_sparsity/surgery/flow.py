@@ -1,12 +1,14 @@
 """Follow the channels of any CNN through one real run of it."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from lightning_sparsity.surgery.budget import Budget, Cost, Share, dead_below, ranked
 from lightning_sparsity.surgery.constants import Zeros
@@ -15,15 +17,15 @@ from lightning_sparsity.surgery.plan import Plan, make_plan
 from lightning_sparsity.surgery.recorder import MARK
 from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.running import (
-    asks_for_mode,
+    Snapshot,
     call,
     preserved,
+    reads_of_mode,
     show_heads,
     tensors_in,
-    tensors_kept,
 )
 from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
-from lightning_sparsity.surgery.tracer import Tracer
+from lightning_sparsity.surgery.tracer import Tracer, looks_like_frozen_norm
 from lightning_sparsity.waiting import Waiting
 
 
@@ -42,14 +44,18 @@ class ChannelFlow:
         self.example_inputs = example_inputs
         self.notes = notes
         tape.hold_borrowed()
-        self.frozen: list[Frozen] = tape.report()
-        self.classes = components(tape.variables, tape.ties)
+        self.settle()
         self.followers = followers_of(tape)
         self.signature = signature_of(model)
         modules = dict(model.named_modules())
         self.norms = {
             name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])
         }
+
+    def settle(self) -> None:
+        """Derive the classes of tied channels from the tape, again after it has held more."""
+        self.frozen: list[Frozen] = self.tape.report()
+        self.classes = components(self.tape.variables, self.tape.ties)
 
     def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True, round_to: int = 1) -> Plan:
         """What can be removed when some BatchNorm scales count as zero.
@@ -72,7 +78,9 @@ class ChannelFlow:
         """
         self._check(dead)
         check_round_to(round_to)
-        return make_plan(self, self.model, dead, gather=gather, round_to=round_to)
+        plan = make_plan(self, self.model, dead, gather=gather, round_to=round_to)
+        plan.remake = partial(self.plan, dead, gather=gather, round_to=round_to)
+        return plan
 
     def plan_by(
         self,
@@ -122,6 +130,9 @@ class ChannelFlow:
         plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
         if any(bool(mask.any()) for mask in dead.values()) and not plan.removes_anything():
             self._refuse(multiple)
+        plan.remake = partial(
+            self.plan_by, amount, gather=gather, keep_at_least=keep_at_least, round_to=round_to
+        )
         return plan
 
     def scales(self) -> dict[str, Tensor]:
@@ -199,14 +210,16 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
         ValueError: If the model cannot run on the inputs, or has no layer that can be cut.
     """
     tape, notes = Tape(), list[str]()
+    _check_modules(model)
     try:
-        _run(model, tape, example_inputs, training=False)
+        with reads_of_mode(model) as asked:
+            _run(model, tape, example_inputs, training=False)
     except Exception as error:
         raise ValueError(
             "trace needs example inputs that the model runs on, but it raised "
             f"{type(error).__name__}: {error}"
         ) from error
-    if asks_for_mode(model):
+    if asked:
         try:
             _run(model, tape, example_inputs, training=True)
         except Exception as error:  # the heads of torchvision's detectors need targets to train
@@ -224,11 +237,24 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a batch norm with scales of its own."""
-    norm = (
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        or type(module).__name__ == "FrozenBatchNorm2d"
-    )
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or looks_like_frozen_norm(module)
     return norm and module.weight is not None
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse what cannot be looked into."""
+    for name, module in model.named_modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(is_lazy(x) for x in own):
+            raise ValueError(
+                f"trace needs weights, but those of {name!r} ({type(module).__name__}) have no "
+                "shape yet: run the model once on example inputs first."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"trace needs Python modules, but {name!r} is compiled by TorchScript: give the "
+                "model as it was before torch.jit.script or torch.jit.trace."
+            )
 
 
 def signature_of(model: nn.Module) -> dict[str, list[int]]:
@@ -237,9 +263,9 @@ def signature_of(model: nn.Module) -> dict[str, list[int]]:
 
 
 def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -> None:  # noqa: ANN401
-    tracer = Tracer(model, tape, training=training)
     inputs = swapped(example_inputs, lambda x: x.detach() if isinstance(x, Tensor) else x)
-    with preserved(model):
+    with preserved(model) as before:
+        tracer = Tracer(model, tape, (x for x, _ in before.values), training=training)
         if training:
             show_heads(model)
         else:
@@ -257,12 +283,12 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -
             leave.remove()
             for x in given:
                 x.__dict__.pop(MARK, None)
-        _hold(model, tape, result)
+        _hold(tape, result, before)
 
 
-def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
+def _hold(tape: Tape, result: Any, before: Snapshot) -> None:  # noqa: ANN401
     """What the model returns, or keeps for later, stays whole."""
-    for x in [*tensors_in(result), *tensors_kept(model)]:
+    for x in [*tensors_in(result), *before.new_tensors()]:
         value = x.__dict__.pop(MARK, None)
         if isinstance(value, Value):
             variables = compact(value.labels, value.labels).flatten()

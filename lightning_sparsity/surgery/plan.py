@@ -1,6 +1,6 @@
 """What will be cut: made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -181,8 +181,9 @@ class Plan:
 
     Attributes:
         kept: For each BatchNorm layer by name, the channels that still exist.
-        proof: Largest difference between the masked and the slim model's outputs on the example
-            inputs, relative to the largest output, in float64. None until `slim` has measured it.
+        proof: Largest difference between what the masked and the slim model return, relative to
+            each output's largest entry. None until `slim` has measured it.
+        verified: On which inputs and in which precision that was measured, in words.
     """
 
     dead: dict[str, Tensor]
@@ -194,6 +195,15 @@ class Plan:
     flow: "ChannelFlow | None" = field(default=None, repr=False)
     held: Held = field(default_factory=Held, repr=False)
 
+    def __post_init__(self) -> None:
+        self.verified = ""
+        self.remake: Callable[[], Plan] | None = None
+        """Makes the plan again, for what the flow has learned since."""
+
+    def become(self, other: "Plan") -> None:
+        """Take over another plan for the same model."""
+        vars(self).update(vars(other))
+
     def removes_anything(self) -> bool:
         """Whether any layer loses a channel."""
         return any(cut.is_smaller() for cut in self.cuts.values())
@@ -201,8 +211,8 @@ class Plan:
     def __str__(self) -> str:
         before = sum(mask.numel() for mask in self.dead.values())
         after = sum(index.numel() for index in self.kept.values())
-        proof = "not proved yet" if self.proof is None else f"relative difference {self.proof:.1e}"
-        return f"Plan: {after} of {before} BatchNorm channels stay; {proof}"
+        proof = self.verified or "not verified yet"
+        return f"Plan: {after} of {before} BatchNorm channels are kept; {proof}"
 
 
 def make_plan(

@@ -16,9 +16,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lightning_sparsity.sparse_file import unique, write
+from lightning_sparsity.surgery.copying import own_tensors, shared_copy
 from lightning_sparsity.surgery.plan import Cut, Plan
-from lightning_sparsity.surgery.proof import shared_copy
-from lightning_sparsity.surgery.slim import attach, check_model, own_tensors, shrink
+from lightning_sparsity.surgery.slim import attach, check_model, shrink
 
 FORMAT, VERSION = "lightning-sparsity slim model", 1
 LARGEST_PLAN = 1 << 26
