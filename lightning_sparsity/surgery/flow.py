@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lightning_sparsity.surgery.budget import Budget, Cost, Share, dead_below, ranked
+from lightning_sparsity.surgery.budget import Budget, Cost, budget_of
 from lightning_sparsity.surgery.constants import Zeros
 from lightning_sparsity.surgery.labels import ROOT, compact, components
 from lightning_sparsity.surgery.plan import Plan, make_plan
+from lightning_sparsity.surgery.ranking import Ranking
 from lightning_sparsity.surgery.recorder import MARK
 from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.running import (
@@ -71,6 +72,7 @@ class ChannelFlow:
                 no whole number >= 1.
         """
         self._check(dead)
+        _check_gather(gather)
         check_round_to(round_to)
         return make_plan(self, self.model, dead, gather=gather, round_to=round_to)
 
@@ -87,41 +89,42 @@ class ChannelFlow:
         Args:
             amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile
                 of raw magnitudes over the whole network. Frozen BatchNorm layers stay whole if
-                others train. Or `Flops(keep)`, `Params(keep)`: drop
-                until at most that share of the cost is left. Or `Threshold(at)`.
+                others train. Or `Flops(keep)`, `Params(keep)`: drop until at most that share of the
+                cost is left. Or `Threshold(at)`. Of equal scales just enough are removed, evenly
+                over the layers (`Plan.notes` says so where that decides most); exact zeros always.
             gather: As in `plan`.
             keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
                 and a network without detours then answers the same to everything.
             round_to: As in `plan`; a budget counts what then stays. None: the amount's own.
 
         Raises:
-            ValueError: If the amount or `round_to` is out of range, the amount cannot be met, a
-                scale is NaN, there is no BatchNorm, or nothing can be cut.
+            ValueError: If an argument is out of range, the amount cannot be met, a scale is NaN,
+                there is no BatchNorm, or nothing can be cut.
         """
-        if keep_at_least < 0:
-            raise ValueError(f"plan_by needs keep_at_least >= 0, got {keep_at_least}.")
-        budget = amount if isinstance(amount, Budget) else Share(amount)
+        budget = budget_of(amount)
+        _check_gather(gather)
         multiple = budget.round_to if round_to is None else check_round_to(round_to)
         self._check({})
-        scales = self.scales()
-        magnitudes = ranked(scales)
+        ranking = Ranking(self.scales(), keep_at_least)
         zeros: Zeros = {}
         tries = count(1)
 
-        def plan_at(threshold: float) -> Plan:
-            dead = dead_below(scales, threshold, keep_at_least)
+        def plan_at(number: int) -> Plan:
+            dead = ranking.dead(number)
             return make_plan(self, self.model, dead, gather=gather, round_to=multiple, zeros=zeros)
 
-        def price(cost: Cost, threshold: float | None) -> int:
-            waiting.far = f"{next(tries)} of about {magnitudes.numel().bit_length() + 2}"
-            cuts = None if threshold is None else plan_at(threshold).cuts
+        def price(cost: Cost, number: int | None) -> int:
+            waiting.far = f"{next(tries)} of about {len(ranking).bit_length() + 2}"
+            cuts = None if number is None else plan_at(number).cuts
             return cost(self.model, self.tape, cuts)
 
         with Waiting(f"Looking for {budget}") as waiting:
-            threshold = budget.threshold(magnitudes, price)
-        plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
+            number = budget.count(ranking.magnitudes, price)
+        plan = plan_at(number)
+        dead = ranking.dead(number)
         if any(bool(mask.any()) for mask in dead.values()) and not plan.removes_anything():
             self._refuse(multiple)
+        plan.notes += ranking.notes(number)
         return plan
 
     def scales(self) -> dict[str, Tensor]:
@@ -155,12 +158,22 @@ class ChannelFlow:
                 "The model is no longer what was traced: its weights have other shapes. Trace it "
                 "again."
             )
+        if not isinstance(dead, Mapping):
+            raise ValueError(
+                "dead needs a dict of boolean masks by name of BatchNorm layer, got a "
+                f"{type(dead).__name__}."
+            )
         for name, mask in dead.items():
             if name not in self.norms:
                 known = ", ".join(list(self.norms)[:5]) or "none"
                 raise ValueError(
                     f"dead needs names of BatchNorm layers that the trace went through, got "
                     f"{name!r}. Known: {known} …."
+                )
+            if not isinstance(mask, Tensor):
+                raise ValueError(
+                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got a "
+                    f"{type(mask).__name__}: write torch.tensor([...], dtype=torch.bool)."
                 )
             if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
                 raise ValueError(
@@ -229,6 +242,11 @@ def is_norm(module: nn.Module) -> bool:
         or type(module).__name__ == "FrozenBatchNorm2d"
     )
     return norm and module.weight is not None
+
+
+def _check_gather(gather: object) -> None:
+    if not isinstance(gather, bool):
+        raise ValueError(f"gather needs True or False, got {gather!r}.")
 
 
 def signature_of(model: nn.Module) -> dict[str, list[int]]:

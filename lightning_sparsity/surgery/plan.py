@@ -183,6 +183,7 @@ class Plan:
         kept: For each BatchNorm layer by name, the channels that still exist.
         proof: Largest difference between the masked and the slim model's outputs on the example
             inputs, relative to the largest output, in float64. None until `slim` has measured it.
+        notes: What else there is to know about the choice of channels.
     """
 
     dead: dict[str, Tensor]
@@ -194,6 +195,9 @@ class Plan:
     flow: "ChannelFlow | None" = field(default=None, repr=False)
     held: Held = field(default_factory=Held, repr=False)
 
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+
     def removes_anything(self) -> bool:
         """Whether any layer loses a channel."""
         return any(cut.is_smaller() for cut in self.cuts.values())
@@ -202,7 +206,8 @@ class Plan:
         before = sum(mask.numel() for mask in self.dead.values())
         after = sum(index.numel() for index in self.kept.values())
         proof = "not proved yet" if self.proof is None else f"relative difference {self.proof:.1e}"
-        return f"Plan: {after} of {before} BatchNorm channels stay; {proof}"
+        first = f"Plan: {after} of {before} BatchNorm channels stay; {proof}"
+        return "\n".join([first, *(f"  note: {note}" for note in self.notes)])
 
 
 def make_plan(
