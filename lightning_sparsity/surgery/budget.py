@@ -3,25 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.plan import Cut
 from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.tape import Site, Tape
 
-Dead = dict[str, Tensor]
 Cost = Callable[[nn.Module, Tape, Mapping[str, Cut] | None], int]
-Price = Callable[[Cost, float | None], int]
-"""What the network costs when scales up to a threshold are dead (None: none are)."""
+Price = Callable[[Cost, int | None], int]
+"""What the network costs when so many of its smallest scales are dead (None: as it is)."""
 NORM_FLOPS = 2  # of an entry, as fvcore counts it
 
 
 @dataclass(frozen=True, repr=False)
 class Budget(ABC):
-    """A rule that says up to which magnitude scales count as zero.
+    """A rule that says how many of the smallest scales count as zero.
 
     Args:
         round_to: Widths go up to the next multiple of this number: see `ChannelFlow.plan`.
@@ -38,20 +37,25 @@ class Budget(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The threshold, given all magnitudes in order and what a threshold costs."""
+    def count(self, magnitudes: Tensor, price: Price) -> int:
+        """How many scales are removed, the smallest first.
+
+        Args:
+            magnitudes: All magnitudes in the order in which they are removed, never falling.
+            price: What the network costs without so many of them.
+        """
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class Share(Budget):
-    """The papers' global percentile: drop this share of all BatchNorm channels.
+    """The papers' global percentile: drop this fraction of all BatchNorm channels.
 
-    The threshold is the element at index `int(n * share)` of all magnitudes in order. What is not
-    strictly larger is dead, so ties and this element itself go too.
+    The element at index `int(n * share)` of all magnitudes in order is removed, and all before it.
+    Of equal scales just enough are removed, evenly over the layers; exact zeros always are.
 
     Args:
-        share: The share to drop, in (0, 1).
+        share: The fraction to drop, in (0, 1).
         round_to: As in `Budget`.
     """
 
@@ -59,14 +63,15 @@ class Share(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share < 1:
+        if not is_number(self.share) or not 0 < self.share < 1:
             raise ValueError(
-                f"plan_by needs a share of channels in (0, 1), got amount={self.share}."
+                f"plan_by needs a share of channels in (0, 1), got amount={self.share!r}"
+                f"{meant(self.share, '')}"
             )
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The element at the percentile."""
-        return float(magnitudes[int(magnitudes.numel() * self.share)])
+    def count(self, magnitudes: Tensor, price: Price) -> int:
+        """All up to the percentile, itself included."""
+        return int(magnitudes.numel() * self.share) + 1
 
 
 @final
@@ -83,12 +88,14 @@ class Threshold(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.at < float("inf"):
-            raise ValueError(f"Threshold needs a finite number >= 0, got at={self.at}.")
+        if not is_number(self.at) or not 0 <= self.at < float("inf"):
+            raise ValueError(
+                f"Threshold needs a finite number >= 0, such as 0.001, got at={self.at!r}."
+            )
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The number itself."""
-        return self.at
+    def count(self, magnitudes: Tensor, price: Price) -> int:
+        """All up to the threshold, ties included."""
+        return int((magnitudes <= self.at).sum())
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +103,7 @@ class Keep(Budget):
     """A budget on a cost of the whole network: the smallest scales die until the cost fits.
 
     Args:
-        keep: The share of the cost that may stay, in (0, 1).
+        keep: The fraction of the cost that may stay, in (0, 1).
         round_to: As in `Budget`.
     """
 
@@ -104,23 +111,25 @@ class Keep(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep < 1:
-            raise ValueError(f"{type(self).__name__} needs 0 < keep < 1, got keep={self.keep}.")
+        if not is_number(self.keep) or not 0 < self.keep < 1:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} needs 0 < keep < 1, got keep={self.keep!r}{meant(self.keep, name)}"
+            )
 
     @abstractmethod
     def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
         """What the network costs after the cuts (None: as it is)."""
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The smallest threshold at which the cost fits, met from below.
+    def count(self, magnitudes: Tensor, price: Price) -> int:
+        """The smallest count at which the cost fits, met from below.
 
-        The cost falls with the threshold but for a few channels here and there, so bisection finds
-        a place where it crosses the budget.
+        The cost falls with the count but for a few channels here and there, so bisection finds a
+        place where it crosses the budget.
         """
         allowed = self.keep * price(self.cost, None)
-        thresholds = magnitudes.unique()
-        low, high = 0, len(thresholds) - 1
-        smallest = price(self.cost, float(thresholds[high]))
+        low, high = 1, magnitudes.numel()
+        smallest = price(self.cost, high)
         if smallest > allowed:
             reachable = smallest * self.keep / allowed
             raise ValueError(
@@ -129,11 +138,11 @@ class Keep(Budget):
             )
         while low < high:
             middle = (low + high) // 2
-            if price(self.cost, float(thresholds[middle])) <= allowed:
+            if price(self.cost, middle) <= allowed:
                 high = middle
             else:
                 low = middle + 1
-        return float(thresholds[low])
+        return low
 
 
 @final
@@ -195,19 +204,31 @@ def _flops_per_position(site: Site, module: nn.Module, cut: Cut | None) -> int:
     return rows * (NORM_FLOPS if weight is not None else 1) * (not isinstance(module, nn.PReLU))
 
 
-def ranked(scales: Mapping[str, Tensor]) -> Tensor:
-    """The magnitudes of all scales in one row, from the smallest; refuses NaN."""
-    for name, scale in scales.items():
-        if not bool(scale.isfinite().all()):
-            raise ValueError(f"Ranking needs finite scales, got NaN or infinity in {name!r}.")
-    return torch.cat([scale.abs() for scale in scales.values()]).sort().values
+def budget_of(amount: object) -> Budget:
+    """A budget as it is, a number as a share of the channels; refuses everything else."""
+    if isinstance(amount, Budget):
+        return amount
+    if isinstance(amount, type) and issubclass(amount, Budget):
+        raise ValueError(
+            f"amount needs a number or a budget, got the class {amount.__name__} itself: did you "
+            f"mean {amount.__name__}(0.5)?"
+        )
+    return Share(amount)  # type: ignore[arg-type]
 
 
-def dead_below(scales: Mapping[str, Tensor], threshold: float, keep_at_least: int) -> Dead:
-    """The scales of at most `threshold`, but for the largest `keep_at_least` of every layer."""
-    dead = {}
-    for name, scale in scales.items():
-        magnitude = scale.abs()
-        spared = magnitude.topk(min(keep_at_least, magnitude.numel())).indices
-        dead[name] = (magnitude <= threshold).index_fill(0, spared, False)
-    return dead
+def is_number(x: object) -> bool:
+    """Whether something is a number, which True is not here."""
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+def meant(x: object, name: str) -> str:
+    """The end of a message: a guess at what a percentage, or a number as text, was meant to be."""
+    text = str(x).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return "."
+    fraction = number / 100 if number >= 2 or text.endswith("%") else number
+    if isinstance(x, bool) or not 0 < fraction < 1:
+        return "."
+    return f": did you mean {f'{name}({fraction:g})' if name else f'{fraction:g}'}?"

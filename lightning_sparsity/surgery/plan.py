@@ -184,6 +184,7 @@ class Plan:
         proof: Largest difference between what the masked and the slim model return, relative to
             each output's largest entry. None until `slim` has measured it.
         verified: On which inputs and in which precision that was measured, in words.
+        notes: What else there is to know about the choice of channels.
     """
 
     dead: dict[str, Tensor]
@@ -196,6 +197,7 @@ class Plan:
     held: Held = field(default_factory=Held, repr=False)
 
     def __post_init__(self) -> None:
+        self.notes: list[str] = []
         self.verified = ""
         self.remake: Callable[[], Plan] | None = None
         """Makes the plan again, for what the flow has learned since."""
@@ -212,7 +214,8 @@ class Plan:
         before = sum(mask.numel() for mask in self.dead.values())
         after = sum(index.numel() for index in self.kept.values())
         proof = self.verified or "not verified yet"
-        return f"Plan: {after} of {before} BatchNorm channels are kept; {proof}"
+        first = f"Plan: {after} of {before} BatchNorm channels are kept; {proof}"
+        return "\n".join([first, *(f"  note: {note}" for note in self.notes)])
 
 
 def make_plan(

@@ -190,10 +190,12 @@ def test_heads_that_only_train_are_seen() -> None:
         ({"0": torch.zeros(8, dtype=torch.bool)}, "names of BatchNorm layers.*'0'"),
         ({"1": torch.zeros(7, dtype=torch.bool)}, r"boolean mask of 8 channels.*\(7,\)"),
         ({"1": torch.zeros(8)}, "boolean mask of 8 channels.*float32"),
+        ({"1": [True] * 8}, r"boolean mask of 8 .* got a list: write torch.tensor\(.*dtype=torch"),
+        (["1"], "dead needs a dict of boolean masks by name of BatchNorm layer, got a list"),
     ],
-    ids=["unknown", "no norm", "length", "dtype"],
+    ids=["unknown", "no norm", "length", "dtype", "list", "no dict"],
 )
-def test_masks_that_do_not_fit_are_refused(dead: dict[str, Tensor], message: str) -> None:
+def test_masks_that_do_not_fit_are_refused(dead: Any, message: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).double()
     with pytest.raises(ValueError, match=message):
         surgery.trace(model, IMAGE).plan(dead)
