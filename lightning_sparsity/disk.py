@@ -68,7 +68,7 @@ def unwritable(path: Path, error: OSError) -> OSError:
     """The same error, with the folder and a cure in its message."""
     return OSError(
         error.errno,
-        f"{path} cannot be written ({error.strerror or error}), so nothing was replaced. Make "
+        f"{path} cannot be written ({error.strerror or error}). Make "
         f"{path.parent} a folder with write permission and free space, or choose another one.",
     )
 
@@ -120,13 +120,15 @@ def read_header(file: BinaryIO) -> dict[str, Any]:
     """The header of a safetensors file; leaves the file where the tensors begin.
 
     Args:
-        file: Open at its beginning.
+        file: The file, open.
 
     Raises:
         ValueError: If it cannot be a header.
     """
+    whole = file.seek(0, os.SEEK_END)
+    file.seek(0)
     size = int.from_bytes(file.read(8), "little")
-    if not 0 < size <= min(os.fstat(file.fileno()).st_size - 8, LONGEST_HEADER):
+    if not 0 < size <= min(whole - 8, LONGEST_HEADER):
         raise ValueError(f"it is not a safetensors file (a header of {size} bytes does not fit)")
     try:
         header = parse(file.read(size))
