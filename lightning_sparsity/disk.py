@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 LONGEST_NUMBER = 20  # characters; enough for every integer of 64 bits
 BLANK = "0" * 64  # stands for a digest while it is computed
 CHUNK = 1 << 20
+LONGEST_LINE = 200
+DIMENSIONS = 64  # of a tensor, at most
 LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 
 
@@ -137,7 +139,16 @@ def read_header(file: BinaryIO) -> dict[str, Any]:
     about = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(about, dict) or not all(isinstance(x, str) for x in about.values()):
         raise ValueError("it is not a safetensors file (its metadata is not a table of text)")
+    for name, entry in header.items():
+        if name != "__metadata__" and not (isinstance(entry, dict) and _can_be(entry.get("shape"))):
+            raise ValueError(f"{name!r} cannot have the shape that its header claims")
     return {**header, "__metadata__": about}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the stack that torch may add, or much of what a file holds."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " …"
 
 
 def sealed(content: bytes) -> bytes:
@@ -169,6 +180,13 @@ def _entry(digest: str | None) -> bytes:
 def are_counts(numbers: object) -> bool:
     """Whether something is a list of whole numbers, none of them negative, true or false."""
     return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _can_be(shape: object) -> bool:
+    """Whether a tensor of such a shape can exist, if perhaps not in memory."""
+    if not isinstance(shape, list) or not are_counts(shape) or len(shape) > DIMENSIONS:
+        return False
+    return math.prod(n or 1 for n in shape) < 1 << 63
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,15 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from lightning_sparsity.disk import (
-    BLANK,
-    are_counts,
-    digest_of,
-    open_regular,
-    parse,
-    read_header,
-    sealed,
-)
+from lightning_sparsity import disk
 from lightning_sparsity.disk import write as write
 
 __all__ = ["FileSize", "file_size", "load", "save"]
@@ -41,7 +33,6 @@ BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}  # of those, under their names
 COLUMNS = ("U8", "I16", "I32")
 HEADER = 512  # about what three tensors take in the header of the file more than one
 MOST_ENTRIES = 2**31 - 1  # that the beginnings of the rows can count
-DIMENSIONS = 64
 ALWAYS = 1 << 26  # bytes that any file may take in memory
 TIMES = 1000  # as many bytes as the file has
 LARGEST = 200_000_000
@@ -190,9 +181,9 @@ def _without_zeros(state: Mapping[str, Tensor]) -> bytes:
             shapes[name] = list(x.shape)
         else:
             content[name] = _plain(x)
-    about = {"format": FORMAT, "version": VERSION, "digest": BLANK}
+    about = {"format": FORMAT, "version": VERSION, "digest": disk.BLANK}
     tables = {"sparse": json.dumps(shapes), "aliases": json.dumps(aliases)}
-    return sealed(save_tensors(content, metadata=about | tables))
+    return disk.sealed(save_tensors(content, metadata=about | tables))
 
 
 def _compressed(x: Tensor) -> Iterator[Tensor]:
@@ -219,13 +210,15 @@ def _index_type(columns: int) -> torch.dtype:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a file and the size of the file, whose digest is right."""
-    with open_regular(path) as file:
-        header = read_header(file)
+    with disk.open_regular(path) as file:
+        header = disk.read_header(file)
         about, begin = header["__metadata__"], file.tell()
         version, digest = about.get("version"), about.get("digest")
         if about.get("format") != FORMAT or version not in (VERSION, WITHOUT_DIGEST):
             raise ValueError("sparse_file.save of this version did not write it")
-        if digest != digest_of(file, begin, digest) and (version == VERSION or digest is not None):
+        if digest != disk.digest_of(file, begin, digest) and (
+            version == VERSION or digest is not None
+        ):
             raise ValueError("its content has changed since its digest was computed")
         return header, file.tell()
 
@@ -233,7 +226,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _tables(header: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[str, str]]:
     """The shapes of tensors stored without zeros, and the further names of tensors, checked."""
     about = header["__metadata__"]
-    shapes, aliases = (parse(about.get(table, "null")) for table in ("sparse", "aliases"))
+    shapes, aliases = (disk.parse(about.get(table, "null")) for table in ("sparse", "aliases"))
     if not isinstance(shapes, dict) or not isinstance(aliases, dict):
         raise ValueError("a part is missing or malformed")
     names = set(header) - {"__metadata__"}
@@ -242,7 +235,7 @@ def _tables(header: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[str, 
         if name in names or not names.issuperset(parts):
             raise ValueError(f"the parts of {name!r} are not there")
         names = names.difference(parts) | {name}
-        if not are_counts(shape) or not 0 < len(shape) <= DIMENSIONS or not _count(shape):
+        if not disk.are_counts(shape) or not 0 < len(shape) <= disk.DIMENSIONS or not _count(shape):
             raise ValueError(f"{name!r} cannot have the shape that it claims")
         dtypes = [header[part].get("dtype") for part in parts]
         if dtypes[0] not in BYTES or dtypes[1] not in COLUMNS or dtypes[2] != "I32":
@@ -296,5 +289,5 @@ def _refusing(path: Path) -> Iterator[None]:
         SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError
     ) as error:  # fmt: skip
         raise ValueError(
-            f"{path} cannot be read: {error}. Save it again with sparse_file.save."
+            f"{path} cannot be read: {disk.first_line(error)}. Save it again with sparse_file.save."
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_sparsity.disk import are_counts, open_regular, parse
+from lightning_sparsity.disk import are_counts, first_line, open_regular, parse
 from lightning_sparsity.surgery.plan import Cut, Plan
 
 FORMAT, VERSION = "lightning-sparsity slim model", 1
@@ -79,7 +79,8 @@ def read_record(path: Path, *, most: int = LARGEST_PLAN) -> dict[str, Any]:
         raise damaged(path, "it is not the plan of a slim model")
     version = record.get("version")
     if type(version) is not int or version != VERSION:
-        raise damaged(path, f"it has version {version!r}, this is version {VERSION}")
+        shown = version if isinstance(version, int) else f"of type {type(version).__name__}"
+        raise damaged(path, f"it has version {shown}, this is version {VERSION}")
     check_form(record, OF_PLAN | OF_WEIGHTS, path)
     return record
 
@@ -111,7 +112,7 @@ def cuts_of(record: Mapping[str, Any], path: Path) -> dict[str, Cut]:
                 raise ValueError(f"the removed channels of {name!r} are not among its {width}")
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise damaged(
-            path, f"an entry is missing or malformed ({type(error).__name__}: {error})"
+            path, f"an entry is missing or malformed ({type(error).__name__}: {first_line(error)})"
         ) from error
     return cuts
 

@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from lightning_sparsity.disk import move, read_header, write
+from lightning_sparsity.disk import first_line, move, read_header, write
 from lightning_sparsity.sparse_file import unique
 from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.plan import Cut, Plan
@@ -220,11 +220,11 @@ def _read_weights(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     )
     content = _matching(folder, room, record["weights"])
     try:
-        tensors = load_tensors(content)
         about = read_header(io.BytesIO(content))["__metadata__"]
+        tensors = load_tensors(content)
         digest = digest_of(record)
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged(path, f"its form is wrong ({error})") from error
+        raise damaged(path, f"its form is wrong ({first_line(error)})") from error
     if about.get("plan") != digest:
         raise damaged(folder / PLAN, f"it is not the plan that {WEIGHTS} was saved with")
     if {name: _kind(x) for name, x in tensors.items()} != stored:
