@@ -25,6 +25,7 @@ FLOORS = {
     "schedules": MATHS,
     "variance": MATHS,
     "waiting": MATHS,
+    "disk": MODULES,
     "selection": MODULES,
     "sparse_file": MODULES,
     "surgery": MODULES,
