@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_sparsity.callbacks.cutting import Cutting
+from lightning_sparsity.callbacks.trial import same_kind
 from lightning_sparsity.groups import Groups
 from lightning_sparsity.surgery import Budget
 
@@ -94,15 +95,15 @@ class CutCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After the first batch: make sure that the network can be cut."""
+        """After the first batch: make sure that the network can be cut and its files written."""
         if self._cutting is None:
             return
         try:
-            self._cutting.check(pl_module)
-        except ValueError as error:
+            self._cutting.check(trainer, pl_module)
+        except (ValueError, RuntimeError) as error:
             if self._cutting.amount is not None:
                 raise
-            raise ValueError(f"{error} Training without a cut: cut=False.") from error
+            raise same_kind(error, f"{error} Training without a cut: cut=False.") from error
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

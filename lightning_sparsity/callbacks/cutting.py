@@ -13,8 +13,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor, nn
 
 from lightning_sparsity import slimming, surgery
-from lightning_sparsity.callbacks.network import Inputs, bare, first_examples, place
+from lightning_sparsity.callbacks.network import Inputs, bare, place
 from lightning_sparsity.callbacks.report import describe, write
+from lightning_sparsity.callbacks.trial import (
+    everywhere,
+    follow,
+    naming_checkpoint,
+    try_cut,
+    try_files,
+)
 from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.running import each_tensor
 from lightning_sparsity.surgery.storage import rebuild, to_record
@@ -83,26 +90,30 @@ class Cutting:
         self.begun, self._cut_here = True, False
         self._inputs.watch(pl_module)
 
-    def check(self, pl_module: pl.LightningModule) -> None:
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the first batch: refuse a network that could not be cut when training is over."""
         if self._example is not None or not self.begun:
             return
+        folder = self._folder(trainer)
+        everywhere(trainer, lambda: self._try(trainer, pl_module, folder))
+
+    def _try(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path | None) -> None:
+        """Cut once for a trial, and write the files once."""
         self.path, inputs = self._inputs.found(pl_module)
         network = bare(pl_module.get_submodule(self.path))
-        example = each_tensor(first_examples(inputs[-1]), _kept)
-        try:
-            flow = surgery.trace(network, example)
-        except ValueError:  # perhaps it takes no other batch size
-            example = each_tensor(inputs[-1], _kept)
-            flow = surgery.trace(network, example)
-        if self.amount is not None:
-            flow.plan_by(self.amount, gather=self.gather)
-        self._example = example
+        flow = follow(network, inputs[-1])
+        small, plan = try_cut(flow, self.amount, gather=self.gather, compensate=self.compensate)
+        name = type(self.owner).__name__
+        if not plan.removes_anything():
+            rank_zero_warn(f"{name} will cut nothing: no channel of {self.path!r} can go.\n{flow}")
+        if folder is not None and trainer.is_global_zero:
+            try_files(small, plan, folder)
+        self._example = flow.example_inputs
         if others := self._inputs.beside(self.path):
             rank_zero_warn(
-                f"{type(self.owner).__name__} cuts {self.path!r} alone, since the step calls "
-                f"{', '.join(others)} beside it. To cut all of them as one network, define "
-                "forward and call the module itself, `self(batch)`."
+                f"{name} cuts {self.path!r} alone, since the step calls {', '.join(others)} beside "
+                "it. To cut all of them as one network, define forward and call the module itself, "
+                "`self(batch)`."
             )
         self._inputs.stop(but=None if self.compensate == "shift" else self.path)
 
@@ -119,21 +130,21 @@ class Cutting:
         """
         network = bare(pl_module.get_submodule(self.path))
         example, batches = self._agreed(trainer, network)
-        made = slimming.cut(
-            network,
-            example,
-            self.amount,
-            gather=self.gather,
-            compensate=self.compensate,
-            batches=batches,
-        )
-        figures = describe(network, made, example)
         folder = self._folder(trainer)
-        if folder is not None:
-            amount = "zeros" if self.amount is None else str(self.amount)
-            given_as = {**settings, "amount": amount, "path": self.path}
-            rank_zero_only(write)(made, {**given_as, **figures}, folder)
-        trainer.strategy.barrier()
+        with naming_checkpoint(trainer, self.amount):
+            made = slimming.cut(
+                network,
+                example,
+                self.amount,
+                gather=self.gather,
+                compensate=self.compensate,
+                batches=batches,
+            )
+            figures = describe(network, made, example)
+            if folder is not None:
+                amount = "zeros" if self.amount is None else str(self.amount)
+                given_as = {**settings, "amount": amount, "path": self.path, **figures}
+                everywhere(trainer, lambda: rank_zero_only(write)(made, given_as, folder))
         self._carry_over(trainer, network, made)
         self._dense, self._cut_here = network, True
         place(pl_module, self.path, made.network)
@@ -262,10 +273,6 @@ class _OnLoad:
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         self.cutting.prepare(self.pl_module, checkpoint)
         type(self.pl_module).on_load_checkpoint(self.pl_module, checkpoint)
-
-
-def _kept(x: Tensor) -> Tensor:
-    return x.detach().clone()
 
 
 def _fits(module: nn.Module, state: Mapping[str, Any]) -> bool:

@@ -93,6 +93,10 @@ class _Remember:
     def __init__(self, seen: deque[Any]) -> None:
         self.seen = seen
 
+    def __deepcopy__(self, memo: object) -> "_Remember":
+        """A copy of the network forgets: batches are large, and may hang on the graph of a loss."""
+        return _Remember(deque(maxlen=0))
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the arguments."""
         if torch.is_grad_enabled():  # a training step, not an evaluation in between

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.downstream import Places, downstream, part_of, places
+from lightning_sparsity.surgery.entrywise import Entrywise, NotEntrywiseError
 from lightning_sparsity.surgery.labels import compact
 from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.running import call, preserved, tensors_in
 from lightning_sparsity.surgery.slim import check_model
-from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Value
+from lightning_sparsity.surgery.tape import Call, Tape
 from lightning_sparsity.waiting import Waiting
 
 REACH = 8
@@ -52,8 +54,9 @@ def compensate(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Modul
         raise ValueError("compensate needs a plan made by ChannelFlow.plan, got one from disk.")
     better = copy.deepcopy(model)
     modules: dict[str, Any] = dict(better.named_modules())
+    behind = places(plan.flow.tape)
     norms = [
-        _Norm(better, plan.flow.tape, name, dead)
+        _Norm(modules, plan.flow.tape, behind, name, dead)
         for name, dead in plan.dead.items()
         if bool(dead.any()) and modules[name].bias is not None
     ]
@@ -68,10 +71,17 @@ def compensate(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Modul
 class _Norm:
     """A BatchNorm with dead channels, and the layers that read one of them by itself."""
 
-    def __init__(self, model: nn.Module, tape: Tape, name: str, dead: Tensor) -> None:
-        modules: dict[str, Any] = dict(model.named_modules())
-        self.model, self.module, self.dead = model, modules[name], {name: dead}
-        self.steps, self.readers = _downstream(tape, name, modules)
+    def __init__(
+        self,
+        modules: Mapping[str, Any],
+        tape: Tape,
+        behind: Places,
+        name: str,
+        dead: Tensor,
+    ) -> None:
+        self.module, self.dead = modules[name], {name: dead}
+        self.steps, self.readers = downstream(tape, behind, name, modules)
+        self.part = part_of(modules, self.steps)
         channel_of = torch.full((tape.variables,), -1)
         channel_of[tape.sites[name].rows[dead.cpu()]] = dead.cpu().nonzero().flatten()
         for step in self.steps:
@@ -91,17 +101,48 @@ class _Norm:
         self.columns = {read: columns for read, columns in self.columns.items() if read in means}
         dtype, shift = self.module.bias.dtype, self.module.bias.detach().double().cpu()
         target = self._averaged(means)
-
-        def error(trial: Tensor) -> Tensor:
-            self._set_shift(trial)
-            return self._averaged(self._constants()) - target
-
-        found = _closest(error, shift, target, self.module.weight.detach().double().cpu().abs())
+        scale = self.module.weight.detach().double().cpu().abs()
+        seen = self._seen_at_once() or self._seen_one_by_one
+        found = _closest(lambda trials: seen(trials) - target, shift, target, scale)
         self._set_shift(found.to(dtype))
+
+    def _seen_at_once(self) -> Callable[[Tensor], Tensor] | None:
+        """What the readers see of many shifts, if every step works entry by entry."""
+        own = [step for step in self.steps if step.call is not None]
+        behind = [step for step in self.steps if step.call is None]
+        if any(step.call.site.name not in self.dead for step in own if step.call is not None):
+            return None
+        try:
+            steps = Entrywise(
+                behind,
+                [value for step in own for value in step.results],
+                [reader.source for reader in self.columns],
+            )
+        except NotEntrywiseError:
+            return None
+        reads = torch.zeros(len(self.columns), self.module.weight.numel(), dtype=torch.bool)
+        for row, (_, channels) in zip(reads, self.columns.values(), strict=True):
+            row[channels] = True
+
+        def seen(trials: Tensor) -> Tensor:
+            total, found = torch.zeros_like(trials), steps(trials)
+            for row, c in zip(reads, found, strict=True):
+                total += c.where(row, 0.0)
+            return total / reads.sum(0)
+
+        return seen
+
+    def _seen_one_by_one(self, trials: Tensor) -> Tensor:
+        """The same for any steps: the tape run again for each row of shifts."""
+        seen = []
+        for trial in trials:
+            self._set_shift(trial)
+            seen.append(self._averaged(self._constants()))
+        return torch.stack(seen)
 
     def _constants(self) -> dict[Call, Tensor]:
         """The constants that the readers see; NaN where other channels mix in."""
-        known = Constants(self.model, Tape(self.steps), self.dead).known
+        known = Constants(self.part, Tape(self.steps), self.dead).known
         return {reader: known[reader.source].flatten() for reader in self.readers}
 
     def _averaged(self, seen: Mapping[Call, Tensor]) -> Tensor:
@@ -119,24 +160,6 @@ class _Norm:
         new = shift.to(old.device)
         parameter = isinstance(old, nn.Parameter)
         self.module.bias = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
-
-
-def _downstream(
-    tape: Tape, name: str, modules: Mapping[str, nn.Module]
-) -> tuple[list[Step], list[Call]]:
-    """The steps from a BatchNorm to the layers that read it, and those layers' calls."""
-    steps, readers, reached = list[Step](), list[Call](), set[Value]()
-    for step in tape.steps:
-        site: Site | None = None if step.call is None else step.call.site
-        own = site is not None and site.name == name
-        if step.training or not (own or reached.intersection(step.inputs)):
-            continue
-        if site is None or own or isinstance(modules[site.name], nn.PReLU):
-            steps.append(step)
-            reached.update(step.results)
-        elif step.call is not None and site.can_select:
-            readers.append(step.call)
-    return steps, readers
 
 
 def _means(model: nn.Module, reads: list[Call], batches: Iterable[Any]) -> dict[Call, Tensor]:
@@ -196,13 +219,19 @@ def _closest(
 
     Without an activation, or with a ReLU, the target is the shift. Others are searched for a change
     of sign, nearest to the old shift first, and bisected there.
+
+    Args:
+        error: For shifts in rows, how far what they make is from the target; NaN: no constant.
+        shift: The old shifts.
+        target: What the readers should see; NaN where nobody reads the channel by itself.
+        scale: How far around the old shifts to look, in eighths.
     """
     trials = torch.stack([shift, target])
-    errors = torch.stack([error(trial) for trial in trials])
+    errors = error(trials)
     unsolved = errors.isfinite().any(0) & (_size(errors).amin(0) > EXACT)
     if bool(unsolved.any()):
         grid = shift + scale * torch.linspace(-REACH, REACH, 8 * REACH + 1).double().unsqueeze(1)
-        around = torch.stack([error(trial) for trial in grid])
+        around = error(grid)
         crosses = around[:-1] * around[1:] <= 0
         distance = (grid[:-1] + grid[1:] - 2 * shift).abs().where(crosses, torch.inf)
         at = distance.argmin(0, keepdim=True)
@@ -210,10 +239,10 @@ def _closest(
         side = around.gather(0, at)[0].sign()
         for _ in range(48):
             middle = (low + high) / 2
-            same = error(middle).sign() == side
+            same = error(middle.unsqueeze(0))[0].sign() == side
             low, high = middle.where(same, low), high.where(same, middle)
-        trials = torch.cat([trials, grid, low.unsqueeze(0)])
-        errors = torch.cat([errors, around, error(low).unsqueeze(0)])
+        low = low.unsqueeze(0)
+        trials, errors = torch.cat([trials, grid, low]), torch.cat([errors, around, error(low)])
     return trials.gather(0, _size(errors).argmin(0, keepdim=True))[0]
 
 

@@ -1,6 +1,7 @@
 """Dead channels leave behind what their readers saw on average."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from lightning_sparsity import surgery
+from lightning_sparsity.surgery import compensation
+from lightning_sparsity.surgery.entrywise import Entrywise, NotEntrywiseError
 from lightning_sparsity.surgery.running import call, preserved
 
 DEAD = torch.arange(12) % 3 > 0
@@ -76,6 +79,134 @@ def test_the_reader_sees_the_mean_of_the_dense_network(
     surgery.slim(better, plan)
     assert plan.proof is not None
     assert plan.proof <= 1e-12
+
+
+def nearest_crossing(act: nn.Module, old: float, scale: float, target: float) -> float:
+    """The shift at which an activation makes the target: a slow search for one channel."""
+
+    def error(shift: float) -> float:
+        return float(act(torch.tensor([shift], dtype=torch.float64))) - target
+
+    grid = [old + i * scale / 4 for i in range(-32, 33)]
+    cells = [(a, b) for a, b in itertools.pairwise(grid) if error(a) * error(b) <= 0]
+    if not cells:
+        return min([*grid, target], key=lambda shift: abs(error(shift)))
+    low, high = min(cells, key=lambda cell: abs(cell[0] + cell[1] - 2 * old))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if error(middle) * error(low) > 0 else (low, middle)
+    return low
+
+
+def test_shifts_are_those_that_a_slow_search_finds_channel_by_channel(randomise: Any) -> None:
+    acts = [nn.SiLU(), nn.Hardswish(), nn.GELU()]
+    layers = [
+        layer
+        for act in acts
+        for layer in (nn.LazyConv2d(12, 3, padding=1), nn.BatchNorm2d(12), act)
+    ]
+    model = nn.Sequential(*layers, nn.Conv2d(12, 4, 1))
+    model(images(1)[0].float())
+    batches = images()
+    model = randomise(model)
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    better, _ = compensated(model, dict.fromkeys(norms, DEAD), batches, batches[0])
+    for (name, norm), act in zip(norms.items(), acts, strict=True):
+        means = mean_input(model, model[int(name) + 2], batches)
+        for c in DEAD.nonzero().flatten().tolist():
+            old, scale = norm.bias[c].item(), norm.weight[c].abs().item()
+            expected = nearest_crossing(act, old, scale, means[c].item())
+            assert better[int(name)].bias[c].item() == pytest.approx(expected, abs=1e-9)
+
+
+class Activations(nn.Module):
+    """Several activations behind one norm, in branches that meet again and in those that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 12, 1), nn.Sigmoid())
+        self.left, self.right = nn.Conv2d(12, 4, 1), nn.Conv2d(12, 4, 3, padding=1)
+        self.both, self.last = nn.Conv2d(15, 4, 1), nn.Linear(12, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = x * torch.sigmoid(1.7 * x) + 0.3
+        z = torch.cat([F.hardswish(x), images[:, :, 1:-1, 1:-1]], 1).permute(0, 2, 3, 1)
+        made = self.left(F.max_pool2d(y, 2)).mean((2, 3)) + self.both(z.permute(0, 3, 1, 2)).amax()
+        gated = F.relu(x)
+        return made + self.right(gated * self.gate(gated)).mean((2, 3)) + self.last(y.mean((2, 3)))
+
+
+def test_all_shifts_at_once_are_those_found_with_one_run_of_the_tape_each(
+    randomise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = randomise(Activations()), images()
+    with monkeypatch.context() as patch:
+        patch.setattr(compensation._Norm, "_seen_one_by_one", None)
+        at_once, _ = compensated(model, {"stem.1": DEAD}, batches, batches[0])
+    refused: list[object] = []
+
+    def refuse(*args: object) -> None:
+        refused.append(args)
+        raise NotEntrywiseError
+
+    monkeypatch.setattr(compensation, "Entrywise", refuse)
+    one_by_one, _ = compensated(model, {"stem.1": DEAD}, batches, batches[0])
+    assert refused
+    assert not torch.equal(at_once.stem[1].bias, model.stem[1].bias)
+    torch.testing.assert_close(at_once.stem[1].bias, one_by_one.stem[1].bias, rtol=0, atol=1e-12)
+
+
+class NotEntrywise(nn.Module):
+    """Behind one norm: what depends on the channel, on zeros around, or on other channels."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12))
+        self.slopes = nn.Parameter(torch.linspace(-0.5, 0.5, 12).view(12, 1, 1))
+        self.last = nn.Conv2d(24 if what == "two functions" else 12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        if self.what == "weights":
+            x = x * self.slopes
+        elif self.what == "padded average":
+            x = F.avg_pool2d(x, 3, 1, 1)
+        elif self.what == "padding":
+            x = F.pad(x, (1, 1, 1, 1))
+        elif self.what == "two functions":
+            x = torch.cat([x, x.tanh()], 1)
+        elif self.what == "sum":
+            x = x.sum((2, 3), keepdim=True)
+        elif self.what == "other channels":
+            x = x + x.flip(1)
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("what", "function"),
+    [
+        ("weights", "mul"),
+        ("padded average", "avg_pool2d"),
+        ("padding", "pad"),
+        ("two functions", "cat"),
+        ("sum", "sum"),
+        ("other channels", "add"),
+    ],
+)
+def test_what_does_not_work_entry_by_entry_is_left_to_the_tape(
+    what: str, function: str, randomise: Any
+) -> None:
+    model, batches = randomise(NotEntrywise(what)), images(1)
+    flow = surgery.trace(model, batches[0])
+    steps = [step for step in flow.tape.steps if step.call is None]
+    made = flow.tape.sites["stem.1"].calls[0].result
+    Entrywise(steps[:1], [made], steps[0].results)
+    with pytest.raises(NotEntrywiseError, match=function):
+        Entrywise(steps, [made], steps[-1].results)
+    surgery.compensate(model, flow.plan({"stem.1": DEAD}), batches)
 
 
 def test_shifts_alone_are_moved_and_only_those_of_dead_channels(randomise: Any) -> None:
