@@ -10,8 +10,10 @@ import random
 import re
 import textwrap
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import fuzz_ops as ops
@@ -379,7 +381,8 @@ class _Writer:
 
     def write(self) -> Program:
         rng = self.rng
-        stem = "{act}(<<nn.BatchNorm2d({o})>>(<<nn.Conv2d({c}, {o}, 3, {one:1|2}, 1, bias={bool})>>({x})))"
+        conv = "<<nn.Conv2d({c}, {o}, 3, {one:1|2}, 1, bias={bool})>>({x})"
+        stem = f"{{act}}(<<nn.BatchNorm2d({{o}})>>({conv}))"
         while not self._try(rng.choice([stem, *ops.LAYERS[:5]]), ["x0"]):
             pass
         for name in list(self.builder.scope):
@@ -518,13 +521,13 @@ def inputs_of(program: Program, batch: int, seed: int, grow: int = 0) -> tuple[T
 def prepare(model: nn.Module, inputs: tuple[Tensor, ...], seed: int, *, zeros: bool) -> None:
     """Random weights and statistics that keep activations near one; some rows and columns zero."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
         done: set[int] = set()
-        for module in model.modules():
+        for name, module in model.named_modules():
+            torch.manual_seed(seed_of(seed, name))  # whatever other modules there are
             _draw(module, done, zeros=zeros)
         hooks = [
-            module.register_forward_pre_hook(_calibrate)
-            for module in model.modules()
+            module.register_forward_pre_hook(partial(_calibrate, seed_of(seed, name)))
+            for name, module in model.named_modules()
             if isinstance(getattr(module, "running_mean", None), Tensor)
         ]
         model.eval()
@@ -561,8 +564,14 @@ def _draw(module: nn.Module, done: set[int], *, zeros: bool) -> None:
                 weight.index_fill_(dim, chosen, 0)
 
 
-def _calibrate(module: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401
+def seed_of(seed: int, name: str) -> int:
+    """A seed for one module."""
+    return zlib.crc32(f"{seed} {name.removeprefix('part.')}".encode())
+
+
+def _calibrate(seed: int, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401
     """Statistics near those of what arrives."""
+    torch.manual_seed(seed)
     x = args[0]
     x = x.flatten(0, -2) if x.dim() == 2 else x.transpose(0, 1).flatten(1).t()
     std = x.std(0, unbiased=False)
