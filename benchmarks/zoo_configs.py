@@ -65,9 +65,8 @@ MONAI: list[tuple[str, str, Options, tuple[int, ...]]] = [
     ("MedNeXtS", "MedNeXtS", PLANE, SIDES),
     ("UNETR", "UNETR", PLANE | UNETR, SIDES),
     ("SwinUNETR", "SwinUNETR", PLANE | {"feature_size": 12, "norm_name": "batch"}, SIDES),
-    ("HoVerNet", "HoVerNet", {"mode": "fast", "in_channels": 3}, (256, 256)),
     ("DAF3D", "DAF3D",
-     {"in_channels": 1, "out_channels": 2, "visual_output": False}, (32, 64, 64)),
+     {"in_channels": 1, "out_channels": 2, "visual_output": False}, (16, 32, 32)),
 ]
 
 STAGES: Options = {
@@ -131,7 +130,6 @@ TRANSFORMERS: list[tuple[str, str, Options, int]] = [
     (f"RTDetr{BOXES}", "RTDetrConfig", HYBRID, 128),
     (f"RTDetrV2{BOXES}", "RTDetrV2Config", HYBRID, 128),
     (f"DFine{BOXES}", "DFineConfig", HYBRID, 128),
-    ("VitMatteForImageMatting", "VitMatteConfig", {"fusion_hidden_sizes": [256, 128, 64, 32]}, 96),
     ("ZoeDepthForDepthEstimation", "ZoeDepthConfig", {}, 96),
 ]
 # fmt: on

@@ -77,7 +77,7 @@ TORCHVISION = {
 VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
 DETECTORS = [
     "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn",
-    "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "keypointrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn",
 ]
 ULTRALYTICS = {
     "DetectionModel": [
@@ -214,9 +214,8 @@ def _transformers() -> Iterator[Network]:
         return network
 
     for model, config, options, side in TRANSFORMERS:
-        channels = 4 if "VitMatte" in model else 3
-        draw = images(side, channels)
-        yield Network("transformers", model, partial(make, model, config, options), draw)
+        build = partial(make, model, config, options)
+        yield Network("transformers", model, build, images(side))
 
 
 def _diffusers() -> Iterator[Network]:

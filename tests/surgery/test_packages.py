@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIMIT = 300
 REFUSED: dict[str, str] = {}
 """Networks that cannot be cut at all, by package and name, and what their refusal has to name."""
-TOO_LARGE = {"vgg11_bn", "HoVerNet", "keypointrcnn_resnet50_fpn"}
+TOO_LARGE = {"vgg11_bn", "nasnetalarge", "pnasnet5large"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
