@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, blocks_of
+from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.facts import blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, attach_select
 from lightning_sparsity.surgery.plan import Cut, Plan, cut

@@ -28,6 +28,8 @@ class Weight:
 class Unknown:
     """A tensor that was computed on the way and may differ in the next run (noise, positions)."""
 
+    shape: tuple[int, ...] = ()
+
 
 @dataclass(frozen=True)
 class Layer:
