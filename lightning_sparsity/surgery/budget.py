@@ -6,16 +6,29 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import final
 
+import numpy as np
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.crossing import crossing
+from lightning_sparsity.surgery.layout import Ints
 from lightning_sparsity.surgery.plan import Cut
 from lightning_sparsity.surgery.rounding import check_round_to
-from lightning_sparsity.surgery.tape import Site, Tape
+from lightning_sparsity.surgery.tape import Tape
+from lightning_sparsity.surgery.widths import Widths
 
-Cost = Callable[[nn.Module, Tape, Mapping[str, Cut] | None], int]
-Price = Callable[[Cost, int | None], int]
-"""What the network costs when so many of its smallest scales are dead (None: as it is)."""
 NORM_FLOPS = 2  # of an entry, as fvcore counts it
+
+
+@dataclass(eq=False)
+class Trials:
+    """What a budget may ask while it looks for the number of scales to remove."""
+
+    model: nn.Module
+    tape: Tape
+    magnitudes: Tensor
+    """All magnitudes in the order in which they are removed; they never fall."""
+    widths: Callable[[int], Widths]
+    """How many channels every layer has without so many of the smallest scales."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,13 +50,8 @@ class Budget(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
-    def count(self, magnitudes: Tensor, price: Price) -> int:
-        """How many scales are removed, the smallest first.
-
-        Args:
-            magnitudes: All magnitudes in the order in which they are removed, never falling.
-            price: What the network costs without so many of them.
-        """
+    def count(self, trials: Trials) -> int:
+        """How many scales are removed, the smallest first."""
 
 
 @final
@@ -69,9 +77,9 @@ class Share(Budget):
                 f"{meant(self.share, '')}"
             )
 
-    def count(self, magnitudes: Tensor, price: Price) -> int:
+    def count(self, trials: Trials) -> int:
         """All up to the percentile, itself included."""
-        return int(magnitudes.numel() * self.share) + 1
+        return int(trials.magnitudes.numel() * self.share) + 1
 
 
 @final
@@ -93,9 +101,9 @@ class Threshold(Budget):
                 f"Threshold needs a finite number >= 0, such as 0.001, got at={self.at!r}."
             )
 
-    def count(self, magnitudes: Tensor, price: Price) -> int:
+    def count(self, trials: Trials) -> int:
         """All up to the threshold, ties included."""
-        return int((magnitudes <= self.at).sum())
+        return int((trials.magnitudes <= self.at).sum())
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,31 +126,32 @@ class Keep(Budget):
             )
 
     @abstractmethod
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
+        """What every layer costs."""
+
     def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
         """What the network costs after the cuts (None: as it is)."""
+        widths = Widths.of_tape(tape) if cuts is None else Widths.of_cuts(cuts)
+        return self.rates(model, tape).total(widths)
 
-    def count(self, magnitudes: Tensor, price: Price) -> int:
+    def count(self, trials: Trials) -> int:
         """The smallest count at which the cost fits, met from below.
 
-        The cost falls with the count but for a few channels here and there, so bisection finds a
-        place where it crosses the budget.
+        The cost falls with the count but for a few channels here and there. Where it does not, this
+        is a count that fits while one less does not.
         """
-        allowed = self.keep * price(self.cost, None)
-        low, high = 1, magnitudes.numel()
-        smallest = price(self.cost, high)
+        rates = self.rates(trials.model, trials.tape)
+        dense = rates.total(Widths.of_tape(trials.tape))
+        every = trials.magnitudes.numel()
+        allowed, smallest = self.keep * dense, rates.total(trials.widths(every))
         if smallest > allowed:
-            reachable = smallest * self.keep / allowed
             raise ValueError(
                 f"{self} cannot be met: with every channel gone that can go, a share of "
-                f"{reachable:.4f} stays. Ask for keep >= that, or lower keep_at_least."
+                f"{smallest / dense:.4f} stays. Ask for keep >= that, or lower keep_at_least."
             )
-        while low < high:
-            middle = (low + high) // 2
-            if price(self.cost, middle) <= allowed:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        return crossing(
+            lambda count: rates.total(trials.widths(count)), allowed, (0, dense), (every, smallest)
+        )
 
 
 @final
@@ -153,14 +162,20 @@ class Flops(Keep):
     Counted are convolutions, linear layers and norms in evaluation mode, as fvcore counts them.
     """
 
-    def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
         """The FLOPs of one pass through the layers of the tape."""
         modules = dict(model.named_modules())
-        return tape.fixed_flops + sum(
-            _flops_per_position(site, modules[name], None if cuts is None else cuts[name])
-            * sum(call.positions for call in site.calls if not call.training)
-            for name, site in tape.sites.items()
-        )
+        rates = Rates.nothing(len(tape.sites), tape.fixed_flops)
+        for i, (name, site) in enumerate(tape.sites.items()):
+            module = modules[name]
+            positions = sum(call.positions for call in site.calls if not call.training)
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                of_what = rates.row if site.layer.kind == "channel" else rates.weight
+                of_what[i] = positions * module.weight[0, 0].numel()
+            elif not isinstance(module, nn.PReLU):
+                affine = getattr(module, "weight", None) is not None
+                rates.row[i] = positions * (NORM_FLOPS if affine else 1)
+        return rates
 
 
 @final
@@ -168,40 +183,47 @@ class Flops(Keep):
 class Params(Keep):
     """Keep at most a share of the parameters."""
 
-    def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
         """The parameters of the whole model."""
-        total = sum(x.numel() for x in model.parameters())
-        if cuts is None:
-            return total
         modules = dict(model.named_modules())
-        for name, site in tape.sites.items():
-            before = sum(x.numel() for x in modules[name].parameters(recurse=False))
-            total += _parameters(site, modules[name], cuts[name]) - before
-        return total
+        rates = Rates.nothing(len(tape.sites), sum(x.numel() for x in model.parameters()))
+        for i, (name, site) in enumerate(tape.sites.items()):
+            rates.new_bias[i] = 1
+            for own, x in modules[name].named_parameters(recurse=False):
+                if site.layer.kind != "channel" and own == "weight":
+                    rates.weight[i] = x[0, 0].numel()
+                elif x.numel() > 1:
+                    rates.row[i] += x.numel() // site.rows.numel()
+                else:
+                    continue
+                rates.fixed -= x.numel()
+        return rates
 
 
-def _parameters(site: Site, module: nn.Module, cut: Cut) -> int:
-    own = dict(module.named_parameters(recurse=False))
-    rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
-    total = rows * cut.bias
-    for name, x in own.items():
-        if site.layer.kind != "channel" and name == "weight":
-            total += rows * columns // cut.groups * x[0, 0].numel()
-        else:
-            total += x.numel() if x.numel() == 1 else x.numel() // site.rows.numel() * rows
-    return total
+@dataclass(eq=False)
+class Rates:
+    """What a network costs, as a function of its widths; one entry for each layer."""
 
+    weight: Ints
+    """Per pair of a row and a column that it reads."""
+    row: Ints
+    """Per row."""
+    new_bias: Ints
+    """Per row, where the layer gets a bias that it did not have."""
+    fixed: int
+    """Whatever the widths."""
 
-def _flops_per_position(site: Site, module: nn.Module, cut: Cut | None) -> int:
-    """What one position of the result costs, all output channels together."""
-    rows = site.rows.numel() if cut is None else cut.rows.numel()
-    columns = site.columns.numel() if cut is None else cut.columns.numel() + cut.ones
-    weight = getattr(module, "weight", None)
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        taps = module.weight[0, 0].numel()
-        groups = site.layer.groups if cut is None else cut.groups
-        return rows * taps * (1 if site.layer.kind == "channel" else columns // groups)
-    return rows * (NORM_FLOPS if weight is not None else 1) * (not isinstance(module, nn.PReLU))
+    @classmethod
+    def nothing(cls, layers: int, fixed: int) -> "Rates":
+        """Layers that cost nothing yet."""
+        weight, row, new_bias = np.zeros((3, layers), dtype=np.int64)
+        return cls(weight, row, new_bias, fixed)
+
+    def total(self, widths: Widths) -> int:
+        """The cost of all layers."""
+        pairs = widths.rows * (widths.columns // widths.groups)
+        rows = widths.rows * (self.row + self.new_bias * widths.new_bias)
+        return self.fixed + int((self.weight * pairs + rows).sum())
 
 
 def budget_of(amount: object) -> Budget:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.budget import Budget, Cost, budget_of
-from lightning_sparsity.surgery.constants import Zeros
+from lightning_sparsity.surgery.budget import Budget, Trials, budget_of
 from lightning_sparsity.surgery.labels import components
 from lightning_sparsity.surgery.plan import Plan, make_plan
 from lightning_sparsity.surgery.ranking import Ranking
-from lightning_sparsity.surgery.rounding import check_round_to
+from lightning_sparsity.surgery.rounding import Groundwork, Rounding, check_round_to
 from lightning_sparsity.surgery.tape import Frozen, Tape, followers_of
 from lightning_sparsity.surgery.tracer import looks_like_frozen_norm
+from lightning_sparsity.surgery.widths import Widths
 from lightning_sparsity.waiting import Waiting
 
 
@@ -103,22 +103,17 @@ class ChannelFlow:
         multiple = budget.round_to if round_to is None else check_round_to(round_to)
         self._check({})
         ranking = Ranking(self.scales(), keep_at_least)
-        zeros: Zeros = {}
+        ground = Groundwork(self, self.model, gather=gather)
         tries = count(1)
 
-        def plan_at(number: int) -> Plan:
-            dead = ranking.dead(number)
-            return make_plan(self, self.model, dead, gather=gather, round_to=multiple, zeros=zeros)
-
-        def price(cost: Cost, number: int | None) -> int:
-            waiting.far = f"{next(tries)} of about {len(ranking).bit_length() + 2}"
-            cuts = None if number is None else plan_at(number).cuts
-            return cost(self.model, self.tape, cuts)
+        def widths(number: int) -> Widths:
+            waiting.far = f"try {next(tries)}"
+            return Rounding(ground, ranking.dead(number), round_to=multiple).widths()
 
         with Waiting(f"Looking for {budget}") as waiting:
-            number = budget.count(ranking.magnitudes, price)
-        plan = plan_at(number)
+            number = budget.count(Trials(self.model, self.tape, ranking.magnitudes, widths))
         dead = ranking.dead(number)
+        plan = make_plan(self, self.model, dead, gather=gather, round_to=multiple, ground=ground)
         if any(bool(mask.any()) for mask in dead.values()) and not plan.removes_anything():
             self._refuse(multiple)
         plan.remake = partial(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, Zeros
-from lightning_sparsity.surgery.rounding import Rounding
+from lightning_sparsity.surgery.rounding import Groundwork, Rounding
 from lightning_sparsity.surgery.solver import Held, Solved
 from lightning_sparsity.surgery.tape import Layer, Site
 
@@ -225,26 +224,17 @@ def make_plan(
     *,
     gather: bool,
     round_to: int = 1,
-    zeros: Zeros | None = None,
+    ground: Groundwork | None = None,
 ) -> Plan:
     """The plan that removes everything that `dead` makes removable, but for round widths."""
-    zeros = {} if zeros is None else zeros
-    rounding = Rounding(flow, model, dead, zeros, gather=gather, round_to=round_to)
-    constants, solved = rounding.constants, rounding.solved
+    ground = ground or Groundwork(flow, model, gather=gather)
+    rounding = Rounding(ground, dead, round_to=round_to)
+    solved = rounding.solved
     cuts = {name: cut(site, solved[name]) for name, site in flow.tape.sites.items()}
-    modules = dict(model.named_modules())
-    for name, made in cuts.items():
-        mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
-        if made.layer.kind != "channel" and modules[name].bias is None and mean is None:
-            made.bias = _adds_constants(solved[name], constants, name)
+    for made, new_bias in zip(cuts.values(), rounding.widths().new_bias, strict=True):
+        made.bias = bool(new_bias)
     kept = {name: cuts[name].rows for name in flow.norms}
     return Plan(rounding.dead, gather, cuts, kept, flow.signature, flow=flow, held=rounding.held)
-
-
-def _adds_constants(solved: Solved, constants: Constants, name: str) -> bool:
-    folded = solved.folded & (constants.columns[name].nan_to_num() != 0)
-    made = constants.rows[name][solved.computed].nan_to_num()
-    return bool(folded.any()) or bool((made != 0).any())
 
 
 def cut(site: Site, solved: Solved) -> Cut:

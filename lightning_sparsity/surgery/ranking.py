@@ -50,7 +50,8 @@ class Ranking:
         self.rank = torch.empty_like(order).scatter(0, order, torch.arange(order.numel()))
         by_layer = self.rank.split(self.sizes)
         last = [rank.topk(min(keep_at_least, rank.numel())).values for rank in by_layer]
-        self.spared = torch.isin(self.rank, torch.cat(last))
+        self.spared = torch.zeros_like(self.rank, dtype=torch.bool)
+        self.spared[order[torch.cat(last)]] = True
 
     def __len__(self) -> int:
         return self.rank.numel()
@@ -78,6 +79,8 @@ def spread(flat: Tensor, layers: Tensor) -> Tensor:
     """The order of magnitudes; equal ones by how far they are in their layer's part of the tie."""
     order = flat.sort(stable=True).indices  # equal ones layer by layer, first ones first
     value, layer = flat[order], layers[order]
+    if bool((value[1:] > value[:-1]).all()):
+        return order
     begins = torch.ones_like(order, dtype=torch.bool)
     begins[1:] = (value[1:] != value[:-1]) | (layer[1:] != layer[:-1])
     part = begins.cumsum(0) - 1  # which part of a tie: one value in one layer

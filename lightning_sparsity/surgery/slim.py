@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, blocks_of
+from lightning_sparsity.surgery.constants import Constants
 from lightning_sparsity.surgery.copying import full_copy, own_tensors, shared_copy
+from lightning_sparsity.surgery.facts import blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.holding import hold_place
 from lightning_sparsity.surgery.locate import Live, locate
