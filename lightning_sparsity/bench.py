@@ -19,7 +19,7 @@ from lightning_sparsity.export import networks_of
 from lightning_sparsity.report.advice import advise
 from lightning_sparsity.report.benchmark import Place, Row, machine, measure, print_rows
 from lightning_sparsity.report.slim import work_of
-from lightning_sparsity.surgery.plan import Cut
+from lightning_sparsity.surgery.cuts import Cut
 from lightning_sparsity.surgery.storage import PLAN, read_record
 
 BATCHES = (1, 8, 64)

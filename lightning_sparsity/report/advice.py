@@ -6,7 +6,7 @@ from itertools import groupby
 
 from lightning_sparsity.report.benchmark import Row
 from lightning_sparsity.report.latency import Timing
-from lightning_sparsity.surgery.plan import Cut
+from lightning_sparsity.surgery.cuts import Cut
 
 __all__ = ["advise"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.crossing import crossing
+from lightning_sparsity.surgery.cuts import Cut
 from lightning_sparsity.surgery.layout import Ints
-from lightning_sparsity.surgery.plan import Cut
 from lightning_sparsity.surgery.rounding import check_round_to
 from lightning_sparsity.surgery.tape import Tape
 from lightning_sparsity.surgery.widths import Widths

@@ -51,11 +51,15 @@ class Constants:
         self.tape = tape
         self.dead = {name: mask.cpu().numpy() for name, mask in dead.items()}
         self._known: dict[Value, Floats] = {}  # what is not in here is NaN all over
+        self._bordered: dict[Value, Floats] = {}
+        """Constants with a rim of zeros around them: of use to the layer that reads them alone."""
         read: dict[Call, Floats | None] = {}
         made: dict[Call, Floats | None] = {}
         for step in tape.steps:
             if step.call is not None:
                 read[step.call], made[step.call] = self._layer(step.call.site, step.call)
+            elif step.kind in ("select", "scatter"):
+                self._pick_or_place(step)
             elif any(value in self._known for value in step.inputs):
                 self._run(step)
         facts = self.facts
@@ -171,13 +175,32 @@ class Constants:
         before, pad = step.inputs[0].labels, argument(args, kwargs, 1, "pad")
         along = varying(before)
         moved = any(n and before.dim() - 1 - i // 2 not in along for i, n in enumerate(pad))
-        c = np.where(c == filled, c, NAN) if moved else c
+        if moved:
+            if not filled:
+                self._bordered[step.results[0]] = c
+            c = np.where(c == filled, c, NAN)
         padded: Floats = pad_channels(tensor(c), before, pad, filled).numpy()
         return padded
+
+    def _pick_or_place(self, step: Step) -> None:
+        """What an earlier cut picks and fills in: constants of its own among those that come in."""
+        value, made = step.inputs[0], step.results[0]
+        change = picked if step.kind == "select" else placed
+        dim, index, added = step.function.args
+        sizes = enumerate(self.facts.shape(value))
+        shape = tuple(value.labels.size(d) if d == dim else n for d, n in sizes)
+        for known in (self._known, self._bordered):
+            if known is self._known or value in known:
+                c = np.broadcast_to(known.get(value, np.full(1, NAN)), shape)
+                c = change(c, dim, index, added)
+                if c.size == prod(self.facts.shape(made)) and not np.isnan(c).all():
+                    known[made] = c.reshape(self.facts.shape(made))
 
     def _layer(self, site: Site, call: Call) -> tuple[Floats | None, Floats | None]:
         """The constants that a layer reads in one call, and those that it makes."""
         source = self._known.get(call.source)
+        if call.border and call.border == site.layer.border:
+            source = self._bordered.get(call.source, source)
         fits = source is not None and source.size == site.columns.numel() and site.can_select
         c = source.ravel() if source is not None and fits else None
         made = (
@@ -242,6 +265,22 @@ class Constants:
             return np.where(np.isnan(c), NAN, 0.0)  # minus its own mean, a constant is zero
         normalised: Floats = (c - array(mean)) / np.sqrt(array(var) + getattr(module, "eps", 1e-5))
         return normalised
+
+
+def picked(c: Floats, dim: int, index: Tensor | None, ones: bool) -> Floats:
+    """Some of the constants along a dimension, and a one behind them if there is one."""
+    c = c if index is None else c.take(index.cpu().numpy(), dim)
+    one = np.ones([1 if d == dim else n for d, n in enumerate(c.shape)])
+    return np.concatenate([c, one], dim) if ones else c
+
+
+def placed(c: Floats, dim: int, index: Tensor, fill: Tensor) -> Floats:
+    """The constants of computed channels among those that are filled in."""
+    around = array(fill).reshape([-1 if d == dim else 1 for d in range(c.ndim)])
+    shape = [fill.numel() if d == dim else n for d, n in enumerate(c.shape)]
+    full = np.broadcast_to(around, shape).copy()
+    full[tuple(index.numpy() if d == dim else slice(None) for d in range(c.ndim))] = c
+    return full
 
 
 def _agreed(side: Side, layers: list[list[Floats | None]]) -> Floats:

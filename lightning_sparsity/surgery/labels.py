@@ -48,6 +48,15 @@ def along(variables: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     return variables.view(view).expand(tuple(shape))
 
 
+def whole_along(labels: Tensor, dim: int) -> Tensor:
+    """Labels with all their entries along one dimension, and size 1 where others are constant."""
+    sizes = list(compact(labels, labels).shape)
+    for d in range(labels.dim()):
+        if d != dim and sizes[d] < labels.size(d):
+            labels = labels.narrow(d, 0, 1)
+    return labels
+
+
 def plain(shape: Sequence[int]) -> Tensor:
     """Labels of an activation that carries nothing but the root."""
     return torch.zeros((), dtype=torch.long).expand(tuple(shape))

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.labels import along, plain, varying
+from lightning_sparsity.surgery.labels import along, plain, varying, whole_along
+from lightning_sparsity.surgery.modules import Scatter, Select
 from lightning_sparsity.surgery.ops import CONVOLUTIONS, TRANSPOSED
 from lightning_sparsity.surgery.recorder import SHARED, Frame, Op, Recorder
 from lightning_sparsity.surgery.rules import follow_map
@@ -30,7 +31,11 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
     if frame is None:
         return _hold_layer(recorder, op, -1 - rank, FOREIGN)
+    entered = frame.source if frame.selected is None else frame.selected
+    value = recorder.value(op.args[0])
+    border = () if value is None or entered is not op.args[0] else recorder.borders.get(value, ())
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
+    folds = folds and not border
     moved = (op.args[0], op.results[0])
     if depthwise:
         layer = Layer("channel", (groups, groups), -1 - rank)
@@ -39,7 +44,8 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     sizes = (weight.size(0), weight.size(1) * groups)
     widths = (sizes[weight_dims[0]], sizes[weight_dims[1]])
     kind: Kind = "dense" if groups == 1 else "grouped"
-    layer = Layer(kind, widths, -1 - rank, weight_dims, groups)
+    ones = frame.name in recorder.ones
+    layer = Layer(kind, widths, -1 - rank, weight_dims, groups, border, ones)
     return _call(recorder, _site(recorder, frame, layer), frame, moved, folds=folds)
 
 
@@ -104,18 +110,22 @@ def _call(
     x, result = moved
     value = recorder.value(x) or Value(plain(x.shape))
     read = _read(recorder, site, frame, value)
-    site.can_append = site.can_append and frame.source is x
+    entered = frame.source if frame.selected is None else frame.selected
+    border = recorder.borders.get(value, ()) if entered is x else ()
+    border = border if site.layer.kind == "dense" else ()
+    site.can_append = site.can_append and entered is x and border == site.layer.border
     site.can_scatter = site.can_scatter and frame.call is None
     if site.calls:
         recorder.tape.tie(read, site.columns)
     else:
         site.columns = read
+        _arrive(recorder, site, frame, read)
     value.uses += 1
     made = Value(along(site.rows, site.layer.dim, result.shape))
     positions = result.numel() // max(result.size(site.layer.dim), 1)
     if isinstance(frame.module, nn.modules.conv._ConvTransposeNd):
         positions = x.numel() // max(x.size(site.layer.dim), 1)
-    frame.call = Call(site, value, made, folds, positions, recorder.training)
+    frame.call = Call(site, value, made, folds, positions, recorder.training, border)
     site.calls.append(frame.call)
     recorder.mark(result, made)
     function = Function(site.name, None, (), {})
@@ -125,7 +135,8 @@ def _call(
 
 def _read(recorder: Recorder, site: Site, frame: Frame, value: Value) -> Tensor:
     """The variable that each column reads; the root where a column reads several."""
-    outside = recorder.value(frame.source) or (value if frame.source is not None else None)
+    entered = frame.source if frame.selected is None else frame.selected
+    outside = recorder.value(entered) or (value if entered is not None else None)
     read = _variables(value.labels, site.layer.dim)
     same = None if outside is None else _variables(outside.labels, site.layer.dim)
     fits = read is not None and read.numel() == site.layer.widths[1]
@@ -136,6 +147,61 @@ def _read(recorder: Recorder, site: Site, frame: Frame, value: Value) -> Tensor:
     if site.layer.kind == "channel":
         recorder.tape.tie(site.rows, torch.zeros_like(site.rows))
     return torch.zeros(site.layer.widths[1], dtype=torch.long)
+
+
+def _arrive(recorder: Recorder, site: Site, frame: Frame, read: Tensor) -> None:
+    """Which variables come to a layer, in front of its `Select` if it has one."""
+    select = getattr(frame.module, "select", None)
+    source = recorder.value(frame.source)
+    if not isinstance(select, Select) or frame.selected is None or source is None:
+        return site.arrive(read)
+    arriving = _variables(source.labels, site.layer.dim)
+    if arriving is None:  # `_read` has frozen the layer
+        return site.arrive(read)
+    index = select.index
+    return site.arrive(arriving, None if index is None else index.cpu())
+
+
+def follow_select(recorder: Recorder, frame: Frame, x: Tensor, result: Tensor) -> None:
+    """The channels that a slim layer picks, with one of ones if it has one."""
+    select: Select = frame.module  # type: ignore[assignment]
+    layer = recorder.frames[-2]
+    layer.selected = result
+    value = recorder.value(x) or Value(plain(x.shape))
+    dim = select.dim % x.dim()
+    labels = whole_along(value.labels, dim)
+    if select.index is not None:
+        labels = labels.index_select(dim, select.index.cpu())
+    if select.ones:
+        if layer.name not in recorder.ones:
+            recorder.ones[layer.name] = recorder.tape.new_variables(1)
+        one = along(recorder.ones[layer.name], dim, [1] * x.dim())
+        sizes = [1 if d == dim else n for d, n in enumerate(labels.shape)]
+        labels = torch.cat([labels, one.expand(sizes)], dim)
+    made = Value(labels.expand(result.shape))
+    value.uses += 1
+    if value in recorder.borders:
+        recorder.borders[made] = recorder.borders[value]
+    recorder.mark(result, made)
+    function = Function("select", None, (dim, select.index, select.ones), {})
+    recorder.tape.steps.append(Step("select", function, [value], [made], recorder.training))
+
+
+def follow_scatter(recorder: Recorder, frame: Frame, x: Tensor, result: Tensor) -> None:
+    """The constants that a slim layer fills in around its rows."""
+    scatter: Scatter = frame.module  # type: ignore[assignment]
+    site = recorder.tape.sites[frame.name.rpartition(".")[0]]
+    value = recorder.value(x)
+    assert value is not None
+    dim, index = scatter.dim % x.dim(), scatter.index.cpu()
+    if site.leaving is site.rows:
+        others = recorder.tape.new_variables(scatter.fill.numel())
+        site.leaving, site.placed = others.index_copy(0, index, site.rows), index
+    made = Value(along(site.leaving, dim, result.shape))
+    value.uses += 1
+    recorder.mark(result, made)
+    function = Function("scatter", None, (dim, index, scatter.fill), {})
+    recorder.tape.steps.append(Step("scatter", function, [value], [made], recorder.training))
 
 
 def _variables(labels: Tensor, dim: int) -> Tensor | None:

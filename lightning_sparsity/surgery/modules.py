@@ -6,6 +6,7 @@ its hooks: the model's own code, its module names and the keys of its weights st
 
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,21 +22,36 @@ class Select(nn.Module):
         index: The channels to pick, or None for all of them.
         dim: The channel dimension.
         ones: Whether to append a channel of ones.
+        border: How many zeros are around the input already, as `F.pad` takes them: around the ones
+            then are as many.
     """
 
     index: Tensor | None
 
-    def __init__(self, index: Tensor | None, dim: int, *, ones: bool = False) -> None:
+    def __init__(
+        self,
+        index: Tensor | None,
+        dim: int,
+        *,
+        ones: bool = False,
+        border: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.register_buffer("index", index)
         self.dim = dim
         self.ones = ones
+        self.border = border
 
     def forward(self, x: Tensor) -> Tensor:
         """The picked channels of `x`."""
         dim = self.dim if self.dim < 0 else self.dim - x.dim()
         if self.index is not None:
             x = x.index_select(dim, self.index)
+        if self.ones and self.border:
+            one = x.narrow(dim, 0, 1) if x.size(dim) else x.new_zeros(())
+            inside = [-n for n in self.border]
+            one = nn.functional.pad(torch.ones_like(nn.functional.pad(one, inside)), self.border)
+            return torch.cat([x, one], dim)
         return nn.functional.pad(x, [0, 0] * (-1 - dim) + [0, 1], value=1.0) if self.ones else x
 
     def extra_repr(self) -> str:
@@ -73,6 +89,16 @@ class Scatter(nn.Module):
     def extra_repr(self) -> str:
         """How many channels are computed, of how many."""
         return f"{self.index.numel()} of {self.fill.numel()} channels, dim={self.dim}"
+
+
+def detach_both(layer: nn.Module) -> None:
+    """Take away what an earlier cut has attached."""
+    for name, kind in (("select", Select), ("scatter", Scatter)):
+        if isinstance(layer._modules.get(name), kind):
+            del layer._modules[name]
+    for hooks, own in ((layer._forward_pre_hooks, _select), (layer._forward_hooks, _scatter)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
 
 
 def attach_select(layer: nn.Module, select: Select) -> None:

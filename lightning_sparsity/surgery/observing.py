@@ -76,7 +76,7 @@ def relative_difference(expected: list[Any], got: list[Any]) -> float:
 def _difference(a: Tensor, b: Tensor) -> float:
     if a.is_complex() or b.is_complex():
         a, b = (torch.view_as_real(x.to(torch.complex128)) for x in (a, b))
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     same = (a == b) | (a.isnan() & b.isnan())
     if bool(same.all()):
         return 0.0

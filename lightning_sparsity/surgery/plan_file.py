@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sparsity.disk import are_counts, first_line, open_regular, parse
-from lightning_sparsity.surgery.plan import Cut, Plan
+from lightning_sparsity.surgery.cuts import Cut
+from lightning_sparsity.surgery.plan import Plan
 
 FORMAT, VERSION = "lightning-sparsity slim model", 1
 LARGEST_PLAN = 1 << 26
@@ -47,7 +48,8 @@ OF_WEIGHTS: dict[str, Form] = {
 
 
 def to_record(plan: Plan) -> dict[str, Any]:
-    """All of a plan in numbers, strings and lists."""
+    """All of a plan in numbers, strings and lists, counted from the dense model."""
+    plan = plan.from_dense()
     return {
         "format": FORMAT,
         "version": VERSION,

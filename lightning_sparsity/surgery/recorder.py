@@ -33,6 +33,8 @@ class Frame:
     name: str
     source: Tensor | None
     call: Call | None = None
+    selected: Tensor | None = None
+    """What a `Select` made of the source, in a network that was cut before."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,10 @@ class Recorder:
         for x in self.alive:
             self.owned.setdefault(id(x), SHARED)  # plain attributes are constants without a name
         self.frames: list[Frame] = []
+        self.ones: dict[str, Tensor] = {}
+        """By layer the variable of the channel of ones that an earlier cut appended."""
+        self.borders: dict[Value, tuple[int, ...]] = {}
+        """The zeros around values, as `F.pad` has put them there."""
         self.numbers = True  # whether Python numbers are the same in every run
 
     def value(self, x: object) -> Value | None:

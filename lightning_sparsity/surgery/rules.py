@@ -156,12 +156,19 @@ def _follow_reduction(recorder: Recorder, op: Op) -> None:
 def _follow_pad(recorder: Recorder, op: Op) -> None:
     """Padding of positions keeps the channels; channels that it adds belong to the root."""
     labels, shape = op.values[0].labels, op.results[0].shape
-    made = _resized(labels, shape)
-    if made is None and op.argument(2, "mode", "constant") == "constant":
-        made = pad_channels(compact(labels, labels), labels, op.argument(1, "pad"), 0).expand(shape)
+    pad, constant = op.argument(1, "pad"), op.argument(2, "mode", "constant") == "constant"
+    on_channels = any(n and labels.dim() - 1 - i // 2 in varying(labels) for i, n in enumerate(pad))
+    made = None if on_channels else _resized(labels, shape)
+    if on_channels and constant:
+        made = pad_channels(compact(labels, labels), labels, pad, 0).expand(shape)
     if made is None:
         return recorder.opaque(op, "adds channels")
-    return recorder.record("pad", op, [made])
+    recorder.record("pad", op, [made])
+    value = recorder.value(op.results[0])
+    zeros = constant and not on_channels and not (op.argument(3, "value", None) or 0)
+    if value is not None and zeros and min(pad) >= 0 and len(pad) <= 2 * (labels.dim() - 2):
+        recorder.borders[value] = tuple(pad)
+    return None
 
 
 def _resized(labels: Tensor, shape: torch.Size) -> Tensor | None:

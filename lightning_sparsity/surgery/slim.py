@@ -7,12 +7,19 @@ from torch import Tensor, nn
 
 from lightning_sparsity.surgery.constants import Constants
 from lightning_sparsity.surgery.copying import full_copy, own_tensors, shared_copy
+from lightning_sparsity.surgery.cuts import Cut, cut
 from lightning_sparsity.surgery.facts import blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.holding import hold_place
 from lightning_sparsity.surgery.locate import Live, locate
-from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, attach_select
-from lightning_sparsity.surgery.plan import Cut, Plan, cut
+from lightning_sparsity.surgery.modules import (
+    Scatter,
+    Select,
+    attach_scatter,
+    attach_select,
+    detach_both,
+)
+from lightning_sparsity.surgery.plan import Plan, plan_of, remember
 from lightning_sparsity.surgery.proof import MismatchError, Proof, prove
 from lightning_sparsity.surgery.solver import Solver
 from lightning_sparsity.surgery.tape import Site
@@ -68,6 +75,8 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     own_tensors(surgeon.small, model)
     plan.cuts, plan.verified = cuts, "" if proof is None else str(proof)
     plan.proof = None if proof is None else proof.difference
+    plan.before = plan_of(model)
+    remember(surgeon.small, plan)
     return surgeon.small
 
 
@@ -142,17 +151,24 @@ class Surgeon:
         for name, offset in offsets.items():
             cuts[name].bias = self._settle(name, offset[cuts[name].rows], cuts)
         for name in self.sites:
-            fill = self.constants.leaving[name][self.solved[name].leaving]
-            attach(self.modules[name], cuts[name], fill.nan_to_num())
+            attach(self.modules[name], cuts[name], self._fill(name))
         return cuts
+
+    def _fill(self, name: str) -> Tensor:
+        """The constants behind a layer, those of an earlier cut included."""
+        site, made = self.sites[name], self.constants.leaving[name].nan_to_num()
+        if site.leaving is not site.rows:
+            before: Tensor = self.modules[name].scatter.fill
+            made = before.detach().cpu().double().index_copy(0, site.placed, made)
+        return made[self.solved[name].behind]
 
     def live(self) -> Live:
         """The rows whose values matter, in the dense and in the slim layer."""
         found = {}
         for name, site in self.sites.items():
             rows = (self.solver.live(site) & self.solved[name].leaving).nonzero().flatten()
-            place = self.solved[name].leaving.cumsum(0)[rows] - 1
-            found[name] = (rows, place, site.layer.dim)
+            rows = site.placed[rows]
+            found[name] = (rows, self.solved[name].behind.cumsum(0)[rows] - 1, site.layer.dim)
         return found
 
     def _offset(self, site: Site) -> Tensor:
@@ -252,9 +268,12 @@ def _set_widths(module: nn.Module, cut: Cut) -> None:
 def attach(module: nn.Module, cut: Cut, fill: Tensor) -> None:
     """Add the `Select` and `Scatter` that the cut asks for."""
     device = next((x.device for x in [*module.parameters(), *module.buffers()]), fill.device)
-    if cut.select is not None or cut.ones:
+    detach_both(module)
+    ones = cut.ones or cut.keeps_ones
+    if cut.select is not None or ones:
         index = None if cut.select is None else cut.select.to(device)
-        attach_select(module, Select(index, cut.layer.dim, ones=cut.ones).train(module.training))
+        select = Select(index, cut.layer.dim, ones=ones, border=cut.layer.border if ones else ())
+        attach_select(module, select.train(module.training))
     if cut.scatter is not None:
         scatter = Scatter(cut.scatter.to(device), fill.to(device), cut.layer.dim)
         attach_scatter(module, scatter.train(module.training))

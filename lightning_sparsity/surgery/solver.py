@@ -34,6 +34,10 @@ class Solved:
     """The columns whose constant moves into the bias."""
     carried: Tensor
     """The columns whose constant moves into one column: zero padding keeps it out of the bias."""
+    behind: Tensor
+    """What exists behind the layer: `leaving`, with the constants that an earlier cut filled in."""
+    before: Tensor
+    """What exists in front of the layer: `arriving`, with what an earlier cut did not pick."""
     carrier: int | None = None
     """The kept column that takes over the `carried` ones; None if a column of ones does."""
 
@@ -278,9 +282,14 @@ class Solver:
             columns = (self.kept, self.arriving, self.folded, self.carried)
             computed, leaving = (tensor(mask[part.rows]) for mask in rows)
             kept, arriving, folded, carried = (tensor(mask[part.columns]) for mask in columns)
-            found[part.site.name] = Solved(
-                computed, leaving, kept, arriving, folded, carried, self.carriers.get(i)
+            behind = tensor(
+                self.state[self.wiring.of_variable[part.site.leaving.numpy()]] >= PRESENT
             )
+            before = tensor(
+                self.state[self.wiring.of_variable[part.site.arriving.numpy()]] >= PRESENT
+            )
+            masks = (computed, leaving, kept, arriving, folded, carried, behind, before)
+            found[part.site.name] = Solved(*masks, self.carriers.get(i))
         return found
 
     def adds_constants(self) -> Bools:

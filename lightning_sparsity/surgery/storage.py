@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from lightning_sparsity.disk import first_line, move, read_header, write
 from lightning_sparsity.sparse_file import unique
 from lightning_sparsity.surgery.copying import own_tensors, shared_copy
+from lightning_sparsity.surgery.cuts import Cut
 from lightning_sparsity.surgery.flow import signature_of
-from lightning_sparsity.surgery.plan import Cut, Plan
+from lightning_sparsity.surgery.plan import Plan, plan_of, remember
 from lightning_sparsity.surgery.plan_file import (
     LARGEST_PLAN,
     OF_PLAN,
@@ -47,19 +48,30 @@ PER_LETTER = 1 << 6  # a name comes several times, its letters escaped at worst
 PLAN, WEIGHTS, NEXT = "plan.json", "model.safetensors", "model.next.safetensors"
 
 
-def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
+def save(
+    small: nn.Module, plan: Plan | str | Path | None, folder: str | Path | None = None
+) -> None:
     """Write a slim model and its plan into a folder, which is made if need be.
 
+    `save(small, folder)` will do: what `slim` made knows its plan. If the model was cut more than
+    once, the folder holds all cuts as one.
+
     Args:
-        small: What `slim` made.
-        plan: The plan that it carried out.
+        small: What `slim` made, trained further or not.
+        plan: The plan that it carried out, or None for the one that it knows.
         folder: Where `plan.json` and `model.safetensors` go. Both are complete or not there.
 
     Raises:
         ValueError: If the model has other layers than the plan says, or state that is not tensors.
         OSError: If a file cannot be written. A model that was saved there before is unchanged.
     """
-    tensors = _tensors(small)
+    if folder is None and isinstance(plan, (str, Path)):
+        plan, folder = None, plan
+    plan = plan_of(small) if plan is None else plan
+    if folder is None or not isinstance(plan, Plan):
+        what = "a folder" if folder is None else "a plan, or a model that surgery.slim made"
+        raise ValueError(f"save needs {what}: write surgery.save(small, plan, folder).")
+    tensors, plan = _tensors(small), plan.from_dense()
     _check_widths(small, plan)
     record = to_record(plan)
     stored, aliases = unique(tensors)
@@ -125,7 +137,17 @@ def rebuild(model: nn.Module, record: dict[str, Any], source: Path) -> nn.Module
                 f"{source} belongs to another model: {name!r} has shape {found.get(name)} here and "
                 f"{signature.get(name)} there. Pass a model as it was before the cut."
             )
-    return _rebuilt(model, cuts_of(record, source), source)
+    cuts = cuts_of(record, source)
+    small = _rebuilt(model, cuts, source)
+    dead = {
+        name: torch.zeros(record["widths"][name], dtype=torch.bool).index_fill(
+            0, torch.tensor(index, dtype=torch.long), True
+        )
+        for name, index in record["dead"].items()
+    }
+    kept = {name: cuts[name].rows for name in dead}
+    remember(small, Plan(dead, record["gather"], cuts, kept, signature, record["proof"]))
+    return small
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["move", "map", "keep", "reduce", "product", "pad", "site", "opaque"]
+Kind = Literal[
+    "move", "map", "keep", "reduce", "product", "pad", "site", "select", "scatter", "opaque"
+]
 
 
 @dataclass(eq=False)
@@ -49,6 +51,10 @@ class Layer:
     """The dimensions of the weight that hold rows and columns."""
     groups: int = 1
     """Into how many groups rows and columns are divided."""
+    border: tuple[int, ...] = ()
+    """How many zeros were put around its input before it came (as `F.pad` takes them)."""
+    ones: bool = False
+    """Whether its last column is one of ones that an earlier cut appended."""
 
 
 @dataclass(eq=False)
@@ -63,6 +69,8 @@ class Call:
     positions: int
     """Entries of the result per output channel, the batch included."""
     training: bool
+    border: tuple[int, ...] = ()
+    """The zeros around its input, if those were put there before the call."""
     leaving: Value = field(init=False)
     """What leaves the module of the layer: the result, or a function of its single entries."""
 
@@ -84,6 +92,18 @@ class Site:
     can_select: bool = True
     can_append: bool = True
     can_scatter: bool = True
+
+    def __post_init__(self) -> None:
+        self.leaving = self.rows
+        """The variables behind the layer, and behind its `Scatter` if it has one already."""
+        self.placed = torch.arange(self.rows.numel())
+        """Where the rows are among those."""
+        self.arrive(self.columns)
+
+    def arrive(self, variables: Tensor, picked: Tensor | None = None) -> None:
+        """Say which variables come in, and which of them a `Select` picks for the columns."""
+        self.arriving = variables
+        self.picked = torch.arange(variables.numel()) if picked is None else picked
 
     def seen(self) -> list[Call]:
         """The calls that count: in evaluation, or in training if there are no others."""

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_sparsity.surgery import ops
-from lightning_sparsity.surgery.layers import follow_channels, follow_dense, follow_norm
+from lightning_sparsity.surgery.layers import (
+    follow_channels,
+    follow_dense,
+    follow_norm,
+    follow_scatter,
+    follow_select,
+)
+from lightning_sparsity.surgery.modules import Scatter, Select
 from lightning_sparsity.surgery.recorder import NEUTRAL, Frame, Op, Recorder, tensors_of
 from lightning_sparsity.surgery.rules import follow
 from lightning_sparsity.surgery.tape import Tape
@@ -38,7 +45,7 @@ class Tracer(TorchFunctionMode):
         if id(module) in self.names:
             first = args[0] if args and isinstance(args[0], Tensor) else None
             self.recorder.frames.append(Frame(module, self.names[id(module)], first))
-            self.paused += looks_like_frozen_norm(module)
+            self.paused += is_followed_as_one(module)
 
     def leave_module(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         """A module ends: a `Scatter` can follow if it does nothing across channels to its layer."""
@@ -46,10 +53,14 @@ class Tracer(TorchFunctionMode):
             return
         self.paused += 1  # what happens here is ours, not the model's
         self._leave(module, args, result)
-        self.paused -= 1 + looks_like_frozen_norm(module)
+        self.paused -= 1 + is_followed_as_one(module)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         frame = self.recorder.frames[-1]
+        if isinstance(module, Select):
+            follow_select(self.recorder, frame, args[0], result)  # type: ignore[arg-type]
+        elif isinstance(module, Scatter):
+            follow_scatter(self.recorder, frame, args[0], result)  # type: ignore[arg-type]
         if looks_like_frozen_norm(module):
             self._leave_frozen_norm(frame, args, result)
         self.recorder.frames.pop()
@@ -147,6 +158,11 @@ class Tracer(TorchFunctionMode):
             neutral = all(map(self.recorder.is_neutral, op.tensors))
             for x in op.results:
                 self.recorder.mark(x, NEUTRAL if neutral else None)
+
+
+def is_followed_as_one(module: nn.Module) -> bool:
+    """Whether a module is followed by what it does as a whole, not by the functions in it."""
+    return isinstance(module, (Select, Scatter)) or looks_like_frozen_norm(module)
 
 
 def looks_like_frozen_norm(module: nn.Module) -> bool:

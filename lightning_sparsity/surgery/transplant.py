@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_sparsity.surgery.plan import Cut, Plan
+from lightning_sparsity.surgery.cuts import Cut
+from lightning_sparsity.surgery.plan import Plan
 
 
 @torch.no_grad()

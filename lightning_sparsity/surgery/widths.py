@@ -11,7 +11,7 @@ from lightning_sparsity.surgery.solver import Solver
 from lightning_sparsity.surgery.tape import Tape
 
 if TYPE_CHECKING:
-    from lightning_sparsity.surgery.plan import Cut
+    from lightning_sparsity.surgery.cuts import Cut
 
 
 @dataclass(eq=False)

@@ -48,9 +48,9 @@ class Wiring:
         self.gather = gather
         self.variables = tape.variables
         classes = classes if gather else without_gathering(tape, classes)
-        of_variable: Ints = classes.numpy()
-        self.row_class: Ints = of_variable[facts.rows.variables]
-        self.column_class: Ints = of_variable[facts.columns.variables]
+        self.of_variable: Ints = classes.numpy()
+        self.row_class: Ints = self.of_variable[facts.rows.variables]
+        self.column_class: Ints = self.of_variable[facts.columns.variables]
         kinds = [site.layer.kind for site in facts.sites]
         self.is_channel: Bools = np.array([kind == "channel" for kind in kinds], dtype=np.bool_)
         self.is_dense: Bools = np.array([kind == "dense" for kind in kinds], dtype=np.bool_)

@@ -9,7 +9,7 @@ from lightning_sparsity.models import ResNet20
 from lightning_sparsity.report.advice import advise
 from lightning_sparsity.report.benchmark import Place, Row, measure
 from lightning_sparsity.report.latency import Comparison
-from lightning_sparsity.surgery.plan import Cut
+from lightning_sparsity.surgery.cuts import Cut
 
 CPU = Place("cpu", 1)
 WORK = {"dense": 400, "masked": 400, "slim": 100}
