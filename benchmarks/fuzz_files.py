@@ -8,6 +8,10 @@ were saved (with new digests: those that the files hold, as a reader of a few li
 them), or to raise a `ValueError` or `FileNotFoundError` that names the file. Anything else is a
 finding: another error, another tensor, more than 5 seconds, more than 200 MB.
 
+Time is wall-clock time, which other work on the machine can stretch. A load that took too long is
+therefore repeated, twice at most, and is a finding if each time was too long; how many loads were
+repeated is printed.
+
 Memory is limited, not sampled: while a file is loaded the address space of the process may grow by
 200 MB (`RLIMIT_AS`, on Linux), so that an allocation that would go beyond fails there and then, and
 is found among the causes of the error. `peak MB` is how much resident memory grew in fact.
@@ -425,6 +429,7 @@ class Outcome:
     seconds: float
     megabytes: float
     error: BaseException | None = None
+    repeated: int = 0
 
     @property
     def is_finding(self) -> bool:
@@ -432,9 +437,10 @@ class Outcome:
         return self.result not in ("right", "refused")
 
 
-def judge(
-    folder: Path, load: Callable[[], State], expected: Callable[[], State]
-) -> tuple[str, float, float, BaseException | None]:
+Judged = tuple[str, float, float, BaseException | None]
+
+
+def judge(folder: Path, load: Callable[[], State], expected: Callable[[], State]) -> Judged:
     """What loading comes to, in how many seconds and MB."""
     before, start, error, found = resident("VmRSS"), time.perf_counter(), None, None
     try:
@@ -461,6 +467,14 @@ def judge(
     return result, seconds, grown, error
 
 
+def repeated(judged: Callable[[], Judged], most: int = 2) -> tuple[Judged, int]:
+    """A judgement that holds on a busy machine, and how often a load was repeated for it."""
+    found, times = judged(), 0
+    while found[0] == "too long" and times < most:
+        found, times = judged(), times + 1
+    return found, times
+
+
 def outcome(index: int, seed: int, folder: Path, origin: tuple[Files, State, State]) -> Outcome:
     """Make one mutation, load it, judge."""
     files, slim, sparse = origin
@@ -470,19 +484,19 @@ def outcome(index: int, seed: int, folder: Path, origin: tuple[Files, State, Sta
     for each, content in changed.items():
         (folder / each).write_bytes(content)
     model = Net().eval()
-    if name == SPARSE:
-        result = judge(
-            folder,
+    load, expected = (
+        (
             lambda: sparse_file.load(folder / SPARSE),
             lambda: expected_sparse(changed) if new else sparse,
         )
-    else:
-        result = judge(
-            folder,
+        if name == SPARSE
+        else (
             lambda: dict(surgery.load(model, folder).state_dict()),
             lambda: expected_slim(changed) if new else slim,
         )
-    return Outcome(name, how, new, *result)
+    )
+    result, times = repeated(lambda: judge(folder, load, expected))
+    return Outcome(name, how, new, *result, repeated=times)
 
 
 def fuzz(mutations: range, seed: int) -> list[Outcome]:
@@ -511,7 +525,8 @@ def summary(outcomes: list[Outcome]) -> str:
             f"{counts['right']:6d} {sum(o.is_finding for o in of):9d} "
             f"{max(o.seconds for o in of):8.3f} {max(o.megabytes for o in of):8.1f}"
         )
-    return "\n".join(lines)
+    times = sum(o.repeated for o in outcomes)
+    return "\n".join([*lines, f"{times} loads were repeated after more than {SECONDS} seconds"])
 
 
 def main() -> int:
