@@ -35,7 +35,7 @@ def test_mutated_files_load_as_they_were_saved_or_say_why_not(fuzz_files: Any) -
         for new in (False, True)
     }
     assert {o.result for o in outcomes} == {"right", "refused"}
-    assert fuzz_files.summary(outcomes).splitlines()[-1].split()[:2] == ["all", "200"]
+    assert fuzz_files.summary(outcomes).splitlines()[-2].split()[:2] == ["all", "200"]
 
 
 def refuse(error: type[Exception], text: str) -> Callable[[], Any]:
@@ -70,3 +70,21 @@ def test_what_should_not_happen_is_found(
         monkeypatch.setattr(fuzz_files, "SECONDS", 0.1)
     found, *_ = fuzz_files.judge(Path("/folder"), load, lambda: {"x": torch.ones(2)})
     assert found == result
+
+
+@pytest.mark.parametrize(
+    ("results", "found"),
+    [
+        (["right"], ("right", 0)),
+        (["too long", "refused"], ("refused", 1)),
+        (["too long", "too long", "other tensors"], ("other tensors", 2)),
+        (["too long", "too long", "too long", "right"], ("too long", 2)),
+        (["too much memory", "right"], ("too much memory", 0)),
+    ],
+)
+def test_only_what_is_too_slow_each_time_is_too_slow(
+    results: list[str], found: tuple[str, int], fuzz_files: Any
+) -> None:
+    left = iter(results)
+    judged, times = fuzz_files.repeated(lambda: (next(left), 0.0, 0.0, None))
+    assert (judged[0], times) == found
