@@ -3,14 +3,15 @@
     python benchmarks/zoo.py --out zoo.jsonl
     python benchmarks/zoo.py --out zoo.jsonl --packages timm monai --names resnet18 UNet
     python benchmarks/zoo.py --out zoo.jsonl --table
-    python benchmarks/zoo.py --out zoo.jsonl --markdown
+    python benchmarks/zoo.py --out zoo.jsonl --page docs/networks.md
 
 Every network is built without weights, in float64 and evaluation mode, with random BatchNorm
 statistics, scales and shifts, and traced on one image. A random 40 % of the channels of every
 BatchNorm count as dead. What `slim` makes is compared with what `mask` makes on two new images,
 here and not only by `plan.proof`. Networks whose own code does not run in float64 are compared in
 float32. Each runs in a process of its own with a time limit. `--out` holds one JSON object per
-network; what it holds already is not run again, and `--table` and `--markdown` only read it.
+network; what it holds already is not run again, and `--table`, `--markdown` and
+`--page` only read it.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_networks import PACKAGES, Network
-from zoo_table import TITLES, line, markdown, read
+from zoo_table import TITLES, line, markdown, read, replace
 
 from lightning_sparsity import surgery
 
@@ -262,7 +263,8 @@ def run(network: Network, limit: float, how: dict[str, Any]) -> Record:
     process.join()
     record["seconds"] = round(time.perf_counter() - start, 1)
     head = {"package": network.package, "name": network.name, "date": str(date.today())}
-    return head | {"version": _version(network.package)} | record
+    versions = {"version": _version(network.package), "torch": torch.__version__}
+    return head | versions | record
 
 
 def _version(package: str) -> str:
@@ -283,11 +285,14 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60, help="seconds per network")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--markdown", action="store_true", help="the same as Markdown")
+    parser.add_argument("--page", type=Path, help="write that into this page, docs/networks.md")
     options = parser.parse_args()
     how = {"gather": not options.no_gather, "round_to": options.round_to}
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     there = {(x["package"], x["name"]): x for x in read(options.out)}
+    if options.page:
+        return replace(options.page, list(there.values()))
     if options.markdown:
         return print(markdown(list(there.values())))
     for package in options.packages:

@@ -74,7 +74,7 @@ TORCHVISION = {
     224: ["maxvit_t"],
     299: ["inception_v3"],
 }
-VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
+VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18"]
 DETECTORS = [
     "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn",
     "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn",
@@ -151,8 +151,7 @@ def _torchvision() -> Iterator[Network]:
         for name in names:
             yield Network("torchvision", name, partial(make, name), images(side))
     for name in VIDEO:
-        side = 224 if name == "s3d" else 64
-        yield Network("torchvision", name, partial(make, name), images((16, side, side)))
+        yield Network("torchvision", name, partial(make, name), images((8, 48, 48)))
     for name in DETECTORS:
         size = {} if "320" in name else {"min_size": 128, "max_size": 192}
         draw = lambda batch: [torch.rand(3, 128, 160) for _ in range(batch)]  # noqa: E731

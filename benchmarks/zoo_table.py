@@ -7,15 +7,16 @@ from typing import Any
 
 TITLES = {
     "exact": "exact, all dead channels gone",
-    "frozen": "exact, some channels stay",
+    "frozen": "exact, some dead channels stay",
     "refused": "refused",
-    "inexact": "larger difference",
+    "inexact": "wrong",
     "crash": "error",
     "slow": "over the time limit",
     "none": "no BatchNorm",
     "not built": "not built",
 }
 Record = dict[str, Any]
+START, END = "<!-- tables of benchmarks/zoo.py -->", "<!-- end of the tables -->"
 
 
 def line(record: Record) -> str:
@@ -65,24 +66,42 @@ def markdown(records: list[Record]) -> str:
     for package, some in [*by_package(judged).items(), ("All", judged)]:
         counted = Counter(x["outcome"] for x in some)
         label = package if package == "All" else f"{package} {some[0]['version']}"
-        cells = [f"{counted[k]} ({counted[k] / len(some):.0%})" for k in shown]
+        cells = [
+            f"{counted[k]} ({counted[k] / len(some):.0%})" if counted[k] else "–" for k in shown
+        ]
         lines.append(f"| {label} | {len(some)} | " + " | ".join(cells) + " |")
-    for title, outcomes in (
-        ("Channels that stay", ["frozen"]),
-        ("Not cut", ["refused", "inexact", "crash", "slow"]),
-    ):
-        chosen = [x for x in judged if x["outcome"] in outcomes]
-        lines += ["", f"### {title}", ""]
-        for record in chosen:
-            gone = (
-                f"{record['gone'] / max(record['dead'], 1):.0%} of the dead channels gone; "
-                if outcomes == ["frozen"]
-                else ""
-            )
-            why = record.get("error") or "; ".join(reasons(record)[:3]) or TITLES[record["outcome"]]
-            lines.append(f"- {record['package']} `{record['name']}`: {gone}{_short(why)}")
+    worst = max((x["difference"] for x in judged if x["outcome"] in ("exact", "frozen")), default=0)
+    days = sorted({x["date"] for x in judged})
+    without = sum(x["outcome"] == "none" for x in records)
+    lines += [
+        "",
+        f"Measured on {' and '.join(dict.fromkeys([days[0], days[-1]]))} with torch "
+        f"{judged[0]['torch']}. The largest relative difference of an exact one is {worst:.1e}. "
+        f"{without} more networks have no BatchNorm.",
+    ]
+    for outcome in shown[1:]:
+        lines += ["", f"**{TITLES[outcome].capitalize()}:**", ""]
+        lines += [_item(x) for x in judged if x["outcome"] == outcome]
     return "\n".join(lines)
 
 
-def _short(why: str) -> str:
-    return " ".join(why.split())[:240]
+def _item(record: Record) -> str:
+    """Why one network is not cut as it could be."""
+    why = record.get("error", "").partition(": ")[2] or "; ".join(reasons(record)[:3])
+    if record["outcome"] == "frozen":
+        gone = record["gone"] / max(record["dead"], 1)
+        why = f"{gone:.0%} of the dead channels gone; {why}"
+    if record["outcome"] == "inexact":
+        why = f"differs by {record['difference']:.1e}, the check said {record['proof']:.1e}"
+    short = " ".join(why.split())
+    short = short if len(short) <= 200 else short[:200].rsplit(" ", 1)[0] + " …"
+    return f"- {record['package']} `{record['name']}`{': ' if short else ''}{short}"
+
+
+def replace(page: Path, records: list[Record]) -> None:
+    """Write the tables between the marks of a page."""
+    before, _, rest = page.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    if not after:
+        raise SystemExit(f"{page} has no lines {START} and {END}.")
+    page.write_text(f"{before}{START}\n\n{markdown(records)}\n\n{END}{after}")
