@@ -62,8 +62,10 @@ class NetworkSlimming(CutCallback, SplitCallback):
 
     Raises:
         ValueError: If an argument is out of range or has no meaning for `update`; when training
-            starts, if there is no BatchNorm with scales; after the first batch, if the network
-            cannot be traced or the budget cannot be met.
+            starts, if there is no BatchNorm with scales; after the first batch, when a cut is tried
+            on a copy, if the network cannot be traced or the budget cannot be met.
+        RuntimeError: After the first batch, if that cut fails the equivalence check.
+        OSError: After the first batch, if its files cannot be written.
         MisconfigurationException: If another callback or the strategy works against it.
 
     Example:

@@ -257,5 +257,5 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 def _neighbour(name: str, dtypes: dict[str, torch.dtype]) -> str:
     """The tensor of the same layer whose dtype something new takes."""
-    layer = name.removesuffix(".scatter.fill").removesuffix(".bias")
+    layer = f".{name}".removesuffix(".scatter.fill").removesuffix(".bias").removeprefix(".")
     return next(other for other in dtypes if other.rpartition(".")[0] == layer)
