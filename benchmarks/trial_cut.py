@@ -5,9 +5,9 @@
 ResNet-20 and VGG-19 on 50 000 images of 32 pixels in batches of 128 (CIFAR-10), and ResNet-50 of
 torchvision on 1 281 167 images of 224 pixels in batches of 32 (ImageNet); one CPU thread (or
 `--threads`), float32, random data. Measured are a few training steps, whose median times the number
-of steps is the epoch: it is extrapolated. The trial is what `NetworkSlimming(amount=0.5)` does after
-the first batch: it traces the network, plans, cuts a copy, compares both in float64, and writes and
-removes the files. The last column is the trial as a percentage of the epoch.
+of steps is the epoch: it is extrapolated. The trial is what `NetworkSlimming(amount=0.5)` does
+after the first batch: it traces the network, plans, cuts a copy, compares both in float64, and
+writes and removes the files. The last columns are the trial in training steps and in epochs.
 """
 
 import argparse
@@ -64,7 +64,9 @@ def row(name: str, steps: int) -> str:
     spent = seconds(lambda: trial(network, images))
     one = statistics.median(seconds(step) for _ in range(steps))
     epoch = one * (total // batch)
-    return f"{name:10s} {one:8.3f} {epoch:10.0f} {spent:8.2f} {spent / epoch:10.3%}"
+    return (
+        f"{name:10s} {one:8.3f} {epoch:10.0f} {spent:8.2f} {spent / one:8.2f} {spent / epoch:9.1e}"
+    )
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"seconds; an epoch is the median of {options.steps} steps times its number of steps")
-    print(f"{'network':10s} {'step':>8s} {'epoch':>10s} {'trial':>8s} {'of epoch':>10s}")
+    print(f"{'network':10s} {'step':>8s} {'epoch':>10s} {'trial':>8s} {'steps':>8s} {'epochs':>9s}")
     for name in options.networks:
         print(row(name, options.steps), flush=True)
 
