@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_sparsity import report
 from lightning_sparsity.checkpoint import Build
+from lightning_sparsity.disk import write
 from lightning_sparsity.export import networks_of
 from lightning_sparsity.report.advice import advise
 from lightning_sparsity.report.benchmark import Place, Row, machine, measure, print_rows
@@ -169,5 +170,4 @@ def _write(
         "rows": [row.figures() for row in rows],
         "advice": list(advice),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write(path, (json.dumps(content, indent=2) + "\n").encode())

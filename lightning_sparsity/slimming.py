@@ -14,6 +14,7 @@ Reference:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import update_bn
 from lightning_sparsity import surgery
 from lightning_sparsity.penalties import L0Ball, Penalty, TransformedL1
 from lightning_sparsity.splitting import Measurement
+from lightning_sparsity.surgery.ranking import spread
 from lightning_sparsity.surgery.running import call
 from lightning_sparsity.waiting import Waiting
 
@@ -98,15 +100,15 @@ def push(scales: Sequence[Tensor], penalty: Penalty, lam: float) -> None:
 def split(scales: Sequence[Tensor], penalty: Penalty, step: float) -> list[Tensor]:
     r"""The sparse copies of the scales, $u = \operatorname{prox}(\gamma)$ of all as one vector.
 
-    A layer whose scales would all be zero keeps its largest one: no layer dies.
+    A layer whose scales would all be zero keeps its largest one, of equal ones the last: no layer
+    dies. Where an l0 ball has to choose among equal scales, all layers lose the same fraction.
 
     Args:
         scales: BatchNorm weights.
         penalty: The penalty $r$.
         step: The ratio `lam / beta`, at least 0.
     """
-    joint = _joint(scales)
-    return _parts(_spared(penalty.prox(joint, step), joint, scales), scales)
+    return _parts(_sparse(penalty, _joint(scales), step, scales), scales)
 
 
 @torch.no_grad()
@@ -149,7 +151,7 @@ def proximal_step(
     joint, copy = _joint(scales), _joint(copies)
     joint = copy.lerp(joint, share)
     between = joint.lerp(copy, share)
-    copy = _spared(penalty.prox(between, lam * rate * share), between, scales)
+    copy = _sparse(penalty, between, lam * rate * share, scales)
     for old, new in ((scales, joint), (copies, copy)):
         for part, value in zip(old, _parts(new, old), strict=True):
             part.copy_(value)
@@ -172,14 +174,34 @@ def _parts(joint: Tensor, scales: Sequence[Tensor]) -> list[Tensor]:
     return list(joint.split([scale.numel() for scale in scales]))
 
 
-def _spared(copy: Tensor, joint: Tensor, scales: Sequence[Tensor]) -> Tensor:
-    """The copy with the largest scale of every layer that would die back in it."""
-    sizes = torch.tensor([scale.numel() for scale in scales], device=joint.device)
-    layer = torch.arange(len(scales), device=joint.device).repeat_interleave(sizes)
-    none = joint.new_zeros(len(scales))
+def _sparse(penalty: Penalty, joint: Tensor, step: float, scales: Sequence[Tensor]) -> Tensor:
+    """The prox of all scales as one vector, in which no layer dies."""
+    sizes = tuple(scale.numel() for scale in scales)
+    if not isinstance(penalty, L0Ball):
+        return _spared(penalty.prox(joint, step), joint, sizes)
+    # The ball takes the first ones of a tie, which must not be the whole first layer.
+    order = _layout(sizes, joint.device)[-1]
+    copy = torch.empty_like(joint).scatter(0, order, penalty.prox(joint[order], step))
+    return _spared(copy, joint, sizes)
+
+
+def _spared(copy: Tensor, joint: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The copy with the largest scale of every layer that would die back in it, one for each."""
+    layer, place, _ = _layout(sizes, joint.device)
+    none, nowhere = joint.new_zeros(len(sizes)), place.new_full((len(sizes),), -1)
     largest = none.scatter_reduce(0, layer, joint.abs(), "amax")[layer]
     alive = none.scatter_reduce(0, layer, copy.abs(), "amax")[layer] > 0
-    return torch.where(~alive & (joint.abs() == largest), joint, copy)
+    candidates = torch.where(joint.abs() == largest, place, -1)
+    last = nowhere.scatter_reduce(0, layer, candidates, "amax")[layer]
+    return torch.where(~alive & (place == last), joint, copy)
+
+
+@lru_cache(maxsize=8)
+def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer and the place of each entry, and the order in which all layers shrink alike."""
+    layer = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    order = spread(torch.zeros(layer.numel()), layer)
+    return layer.to(device), torch.arange(layer.numel(), device=device), order.to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +211,7 @@ class Slimmed:
     Attributes:
         network: The slim network.
         plan: How it was cut, with the proof.
-        frozen: What could not be cut and why, in words.
+        frozen: What could not be cut and why, and other notes on the cut, in words.
     """
 
     network: nn.Module
@@ -227,8 +249,7 @@ def cut(
             the amount's own.
 
     Raises:
-        ValueError: If the network cannot be traced, the amount cannot be met, or batches are needed
-            and there are none.
+        ValueError: If the network cannot be traced or the amount met, or there are no batches.
     """
     batches = list(batches)
     if compensate != "shift" and not batches:
@@ -240,6 +261,7 @@ def cut(
         plan = flow.plan({}, gather=gather, round_to=round_to)
     else:
         plan = flow.plan_by(_exact(flow, amount), gather=gather, round_to=round_to)
+    told = tuple(str(item) for item in [*flow.frozen, *flow.notes, *plan.notes])
     if compensate == "mean":
         network = surgery.compensate(network, plan, batches)
         dead = plan.dead
@@ -251,7 +273,7 @@ def cut(
             update_bn(([batch] for batch in batches), _Called(small))
         for module, training in modes.items():
             module.training = training
-    return Slimmed(small, plan, tuple(str(item) for item in [*flow.frozen, *flow.notes]))
+    return Slimmed(small, plan, told)
 
 
 class _Called(nn.Module):
@@ -271,9 +293,7 @@ def _exact(flow: surgery.ChannelFlow, amount: float | surgery.Budget) -> float |
     share = amount.share if isinstance(amount, surgery.Share) else amount
     if isinstance(share, surgery.Budget):
         return amount
-    scales = flow.scales().values()
-    zeros = sum(int((scale == 0).sum()) for scale in scales)
-    total = sum(scale.numel() for scale in scales)
-    spared = len(scales)  # at most one scale of every layer
-    enough = 0 < share < 1 and 0 < zeros >= int(share * total) - spared
-    return surgery.Threshold(0) if enough else amount
+    scales = flow.scales()
+    zeros = sum(int((scale == 0).sum()) for scale in scales.values())
+    least = int(share * sum(flow.norms[name] for name in scales)) - len(scales)  # a layer keeps one
+    return surgery.Threshold(0) if 0 < share < 1 and 0 < zeros >= least else amount

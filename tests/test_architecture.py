@@ -25,6 +25,7 @@ FLOORS = {
     "schedules": MATHS,
     "variance": MATHS,
     "waiting": MATHS,
+    "disk": MODULES,
     "selection": MODULES,
     "sparse_file": MODULES,
     "surgery": MODULES,
@@ -46,8 +47,8 @@ FLOORS = {
 # Packages from outside that a floor, or one of its parts, may use besides those of floors below.
 OUTSIDE = {
     MATHS: {"torch"},
-    MODULES: {"safetensors"},
-    LIGHTNING: {"lightning", "torchmetrics", "torchvision", "numpy", "matplotlib", "PIL"},
+    MODULES: {"safetensors", "numpy"},
+    LIGHTNING: {"lightning", "torchmetrics", "torchvision", "matplotlib", "PIL"},
     ROOF: {"jsonargparse", "rich", "fvcore", "yaml"},
 }
 PARTS = {

@@ -40,6 +40,21 @@ def test_a_layer_that_would_die_keeps_its_largest_scale() -> None:
     assert [c.tolist() for c in copies] == [pytest.approx([0, 0, 0.9]), pytest.approx([0, 0.3])]
 
 
+def test_the_ball_takes_the_same_share_of_equal_scales_from_every_layer() -> None:
+    x = [torch.ones(n) for n in (4, 10, 6)]
+    copies = slimming.split(x, L0Ball(0.5), 1.0)
+    assert [int((c == 0).sum()) for c in copies] == [2, 5, 3]
+    x[0][1], x[1][:] = 0.5, 0.5
+    copies = slimming.split(x, L0Ball(0.3), 1.0)  # six of the eleven
+    assert [(c == 0).nonzero().flatten().tolist() for c in copies] == [[1], [0, 1, 2, 3, 4], []]
+
+
+def test_a_layer_of_equal_scales_that_would_die_keeps_one_of_them() -> None:
+    x = [torch.tensor([0.5, -0.5, 0.5, 0.1]), torch.ones(4)]
+    copies = slimming.split(x, L1(), 0.75)
+    assert [c.tolist() for c in copies] == [[0, 0, 0.5, 0], [0.25] * 4]
+
+
 def test_the_pull_is_beta_times_the_gap() -> None:
     x = scales()
     x[0].grad = torch.ones(3)

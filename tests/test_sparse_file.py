@@ -1,16 +1,18 @@
 """A sparse file gives back what was saved, and is smaller where there are enough zeros."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_sparsity import sparse_file
+from lightning_sparsity import disk, sparse_file
 from lightning_sparsity.models import LeNet5
 from lightning_sparsity.sparse_file import FileSize, file_size, load, save
 
@@ -162,11 +164,38 @@ def test_a_missing_file_is_missing(path: Path) -> None:
         load(path)
 
 
-def test_half_a_file_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("kept", [4, 60, -50, -1])
+def test_part_of_a_file_is_refused(kept: int, path: Path) -> None:
     save({"w": with_zeros(100, 100)}, path)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="cannot be read: it is not a safetensors file"):
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        ValueError, match=r"model\.sparse cannot be read: its? .*Save it again with"
+    ):
         load(path)
+
+
+def test_a_changed_bit_is_found_wherever_it_is(path: Path) -> None:
+    save({"w": with_zeros(30, 30), "v": torch.ones(3)}, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"model\.sparse cannot be read: "):
+            load(path)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read: it is not a regular file"):
+        load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be read: .*file is not a folder"):
+        load(tmp_path / "file" / "model.sparse")
+
+
+def test_the_name_of_the_metadata_is_taken(path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot store a tensor named '__metadata__'"):
+        save({"__metadata__": torch.ones(2)}, path)
 
 
 GOOD: dict[str, Any] = {
@@ -179,16 +208,49 @@ GOOD: dict[str, Any] = {
 
 
 def forge(path: Path, changes: dict[str, Any]) -> None:
+    """A file with a right digest, whatever it holds."""
     content = {**GOOD, **changes}
     tensors = {name: x for name, x in content.items() if isinstance(x, Tensor)}
-    about = {name: json.dumps(content[name]) for name in ("sparse", "aliases")}
-    about |= {"format": sparse_file.FORMAT, "version": sparse_file.VERSION}
-    save_file(tensors, path, metadata=about)
+    tables = {name: content[name] for name in ("sparse", "aliases")}
+    about = {n: x if isinstance(x, str) else json.dumps(x) for n, x in tables.items()}
+    about |= {"format": sparse_file.FORMAT, "version": sparse_file.VERSION, "digest": disk.BLANK}
+    path.write_bytes(disk.sealed(save_tensors(tensors, metadata=about)))
+
+
+def forge_header(path: Path, old: str, new: str) -> None:
+    """The same with another text in the header."""
+    forge(path, {})
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header, digests = content[8:end].decode(), re.compile('"digest":"[0-9a-f]{64}"')
+    assert old in header
+    text = digests.sub(f'"digest":"{disk.BLANK}"', header).replace(old, new, 1).encode()
+    path.write_bytes(disk.sealed(len(text).to_bytes(8, "little") + text + content[end:]))
 
 
 def test_a_file_made_by_hand_is_read(path: Path) -> None:
     forge(path, {})
     assert load(path)["w"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
+    forge_header(path, '"F32"', '"F32" ')
+    assert load(path)["w"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_a_file_of_the_first_version_is_read_without_a_digest(path: Path) -> None:
+    tensors = {name: x for name, x in GOOD.items() if isinstance(x, Tensor)}
+    about = {"format": sparse_file.FORMAT, "version": "1", "aliases": '{"v": "w"}'}
+    save_file(tensors, path, metadata={**about, "sparse": '{"w": [2, 4]}'})
+    found = load(path)
+    assert found["w"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
+    assert found["v"] is found["w"]
+
+
+@pytest.mark.parametrize("version", ["1", "3"])
+def test_another_version_number_does_not_hide_a_change(version: str, path: Path) -> None:
+    save({"w": torch.ones(3)}, path)
+    content = path.read_bytes().replace(b'"version":"2"', f'"version":"{version}"'.encode())
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read: (its content has|sparse_file\.save of)"):
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -196,34 +258,137 @@ def test_a_file_made_by_hand_is_read(path: Path) -> None:
     [
         {"w:values": None},
         {"w:values": torch.ones(2)},
-        {"w:columns": torch.tensor([0, 1, 4])},
-        {"w:columns": torch.tensor([0, -1, 3])},
-        {"w:columns": torch.tensor([1, 0, 3])},
-        {"w:columns": torch.tensor([1, 1, 3])},
-        {"w:columns": torch.tensor([0, 1])},
-        {"w:columns": torch.tensor(1)},
-        {"w:rows": torch.tensor([0, 3])},
-        {"w:rows": torch.tensor([0, 4, 3])},
-        {"w:rows": torch.tensor([0, 2, 9])},
-        {"w:rows": torch.tensor([1, 2, 3])},
+        {"w:values": torch.ones(3, dtype=torch.int32)},
+        {"w:columns": torch.tensor([0, 1, 4], dtype=torch.uint8)},
+        {"w:columns": torch.tensor([0, -1, 3], dtype=torch.int16)},
+        {"w:columns": torch.tensor([1, 0, 3], dtype=torch.uint8)},
+        {"w:columns": torch.tensor([1, 1, 3], dtype=torch.uint8)},
+        {"w:columns": torch.tensor([0, 1], dtype=torch.uint8)},
+        {"w:columns": torch.tensor(1, dtype=torch.uint8)},
+        {"w:columns": torch.tensor([0, 1, 3])},
+        {"w:rows": torch.tensor([0, 3], dtype=torch.int32)},
+        {"w:rows": torch.tensor([0, 4, 3], dtype=torch.int32)},
+        {"w:rows": torch.tensor([0, 2, 9], dtype=torch.int32)},
+        {"w:rows": torch.tensor([1, 2, 3], dtype=torch.int32)},
+        {"w:rows": torch.tensor([0, 2, 3])},
+        {"w": torch.ones(2, 4)},
         {"sparse": {"w": [2, -4]}},
         {"sparse": {"w": [2, 0]}},
         {"sparse": {"w": [0, 4]}},
         {"sparse": {"w": []}},
         {"sparse": {"w": [2, 10**12]}},
-        {"sparse": {"w": [2, 4.5]}},
+        {"sparse": {"w": [2, 2**30, 2**30]}},
+        {"sparse": {"w": [2, 4, *[1] * 70]}},
+        {"sparse": {"w": [2, 4.0]}},
+        {"sparse": {"w": [2, 4, True]}},
+        {"sparse": {"w": "24"}},
         {"sparse": {"w": None}},
+        {"sparse": {"w": {"2": 4}}},
         {"sparse": {"v": [2, 4]}},
         {"sparse": ["w"]},
+        {"sparse": '{"w": [2, NaN]}'},
+        {"sparse": '{"w": [2, 4], "w": [2, 4]}'},
+        {"sparse": '{"w": [2, 1' + "0" * 5000 + "]}"},
+        {"sparse": "[" * 100_000},
         {"aliases": {"v": "x"}},
+        {"aliases": {"w": "w"}},
+        {"aliases": {"v": ["w"]}},
         {"aliases": 3},
+        {"aliases": ""},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )
 def test_a_forged_file_is_refused(changes: dict[str, Any], path: Path) -> None:
     forge(path, changes)
-    with pytest.raises(ValueError, match="cannot be read: a part is missing or malformed"):
+    with pytest.raises(
+        ValueError, match=r"model\.sparse cannot be read: .*Save it again"
+    ) as raised:
         load(path)
+    assert type(raised.value) is ValueError
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"shape":[3]', '"shape":[3.0]'),
+        ('"shape":[3]', '"shape":[-3]'),
+        ('"shape":[3]', f'"shape":[{2**63}]'),
+        ('"shape":[3]', f'"shape":[0,{2**63}]'),
+        ('"shape":[3]', '"shape":' + "[" * 100_000),
+        ('"dtype":"F32"', '"dtype":["F32"]'),
+        ('"dtype":"F32"', '"dtype":"F32","dtype":"F32"'),
+        ('"w:rows":', '"w:values":'),
+        ('"__metadata__":{', '"__metadata__":{"x":1,'),
+        ('"__metadata__":{', '"__metadata__":null,"x":{'),
+        ("{", "["),
+        ("w:values", r"w:\ud800"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_forged_header_is_refused(old: str, new: str, path: Path) -> None:
+    forge_header(path, old, new)
+    with pytest.raises(
+        ValueError, match=r"model\.sparse cannot be read: .*Save it again"
+    ) as raised:
+        load(path)
+    assert type(raised.value) is ValueError
+
+
+def test_a_header_that_is_not_text_is_refused(path: Path) -> None:
+    path.write_bytes((4).to_bytes(8, "little") + b'{"\xff"')
+    with pytest.raises(ValueError, match=r"it is not a safetensors file \('utf-8' codec"):
+        load(path)
+
+
+def claim(path: Path, *shape: int) -> None:
+    """A file with a tensor of nothing but zeros."""
+    empty = {"w:values": torch.ones(0), "w:columns": torch.ones(0, dtype=torch.int32)}
+    rows = torch.zeros(shape[0] + 1, dtype=torch.int32)
+    forge(path, {**empty, "w:rows": rows, "sparse": {"w": shape}})
+
+
+def test_a_small_file_cannot_take_much_memory(path: Path) -> None:
+    claim(path, 1, 2**31 - 1)
+    assert path.stat().st_size < 1_000
+    with pytest.raises(
+        ValueError, match=r"claims tensors of 8,589,934,588 bytes, more than largest="
+    ):
+        load(path)
+
+
+def test_many_tensors_together_cannot_take_much_memory(path: Path) -> None:
+    parts = {part: torch.ones(0) for part in ("v:values", "u:values")}
+    parts |= {part: torch.ones(0, dtype=torch.int32) for part in ("v:columns", "u:columns")}
+    parts |= {part: torch.zeros(2, dtype=torch.int32) for part in ("v:rows", "u:rows")}
+    forge(path, {**parts, "sparse": {"u": [1, 2**23], "v": [1, 2**24]}, "w:values": None})
+    with pytest.raises(ValueError, match="claims tensors of 100,663,296 bytes, more than largest="):
+        load(path)
+
+
+def test_who_trusts_a_file_may_load_more(path: Path) -> None:
+    claim(path, 2, 2**23 + 1)
+    with pytest.raises(ValueError, match="If you trust the file, load it with largest=67108872"):
+        load(path)
+    assert load(path, largest=67108872)["w"].shape == (2, 2**23 + 1)
+    with pytest.raises(ValueError, match="more than largest=67,108,871"):
+        load(path, largest=67108871)
+
+
+@pytest.mark.parametrize("kept", [431, 0])
+def test_a_network_of_nearly_all_zeros_is_read_without_more(kept: int, path: Path) -> None:
+    state = {name: torch.zeros_like(x) for name, x in LeNet5().state_dict().items()}
+    state["fc1.weight"].view(-1)[:kept] = 1
+    save(state, path)
+    assert all(torch.equal(x, state[name]) for name, x in load(path).items())
+
+
+def test_99_9_per_cent_zeros_are_within_the_default_at_any_size(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_file, "ALWAYS", 0)
+    weight = with_zeros(500, 800, share=0.999)
+    save({"w": weight}, path)
+    assert torch.equal(load(path)["w"], weight)
 
 
 def test_a_save_that_fails_leaves_the_old_file(path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_sparsity import disk
 from lightning_sparsity.metrics.flops import flops
 from lightning_sparsity.slimming import Slimmed
 from lightning_sparsity.sparse_file import dense_size
@@ -56,7 +57,7 @@ def write(made: Slimmed, report: dict[str, Any], folder: Path) -> None:
         folder: Where they go; made if need be.
     """
     save(made.network, made.plan, folder)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    disk.write(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
 
 
 def _parameters(network: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_sparsity import slimming, surgery
 from lightning_sparsity.callbacks.network import first_examples
-from lightning_sparsity.surgery.proof import shared_copy
+from lightning_sparsity.surgery.copying import shared_copy
 from lightning_sparsity.surgery.running import each_tensor
 
 HALF, SOME, FEW = 0.5, 0.3, 0.1

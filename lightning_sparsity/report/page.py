@@ -4,6 +4,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from lightning_sparsity.disk import write
 from lightning_sparsity.report.files import PAGE, Run, entry, read
 from lightning_sparsity.report.sections import SECTIONS
 from lightning_sparsity.report.words import (
@@ -48,7 +49,7 @@ def write_page(folder: Path) -> Path:
         ValueError: If one of its files is damaged.
     """
     path = folder / PAGE
-    path.write_text(page(read(folder)), encoding="utf-8")
+    write(path, page(read(folder)).encode())
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_sparsity.disk import write
 from lightning_sparsity.report.page import write_page
 from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Slim
@@ -82,9 +83,8 @@ def save(run: Summary, folder: Path) -> Iterator[Path]:
     Returns:
         The files, each after it is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figures = folder / "summary.json"
-    figures.write_text(json.dumps(_figures(run), indent=2) + "\n")
+    write(figures, (json.dumps(_figures(run), indent=2) + "\n").encode())
     yield figures
     picture = folder / "summary.png"
     draw(run, picture)

@@ -21,10 +21,11 @@ Example:
 from lightning_sparsity.surgery.budget import Budget, Flops, Params, Share, Threshold
 from lightning_sparsity.surgery.compensation import compensate
 from lightning_sparsity.surgery.export import export
-from lightning_sparsity.surgery.flow import ChannelFlow, trace
+from lightning_sparsity.surgery.flow import ChannelFlow
 from lightning_sparsity.surgery.plan import Plan
 from lightning_sparsity.surgery.slim import mask, slim
 from lightning_sparsity.surgery.storage import load, save
+from lightning_sparsity.surgery.tracing import trace
 from lightning_sparsity.surgery.transplant import transplant
 
 __all__ = [

@@ -3,25 +3,37 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import final
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.crossing import crossing
+from lightning_sparsity.surgery.layout import Ints
 from lightning_sparsity.surgery.plan import Cut
 from lightning_sparsity.surgery.rounding import check_round_to
-from lightning_sparsity.surgery.tape import Site, Tape
+from lightning_sparsity.surgery.tape import Tape
+from lightning_sparsity.surgery.widths import Widths
 
-Dead = dict[str, Tensor]
-Cost = Callable[[nn.Module, Tape, Mapping[str, Cut] | None], int]
-Price = Callable[[Cost, float | None], int]
-"""What the network costs when scales up to a threshold are dead (None: none are)."""
 NORM_FLOPS = 2  # of an entry, as fvcore counts it
+
+
+@dataclass(eq=False)
+class Trials:
+    """What a budget may ask while it looks for the number of scales to remove."""
+
+    model: nn.Module
+    tape: Tape
+    magnitudes: Tensor
+    """All magnitudes in the order in which they are removed; they never fall."""
+    widths: Callable[[int], Widths]
+    """How many channels every layer has without so many of the smallest scales."""
 
 
 @dataclass(frozen=True, repr=False)
 class Budget(ABC):
-    """A rule that says up to which magnitude scales count as zero.
+    """A rule that says how many of the smallest scales count as zero.
 
     Args:
         round_to: Widths go up to the next multiple of this number: see `ChannelFlow.plan`.
@@ -38,20 +50,20 @@ class Budget(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The threshold, given all magnitudes in order and what a threshold costs."""
+    def count(self, trials: Trials) -> int:
+        """How many scales are removed, the smallest first."""
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class Share(Budget):
-    """The papers' global percentile: drop this share of all BatchNorm channels.
+    """The papers' global percentile: drop this fraction of all BatchNorm channels.
 
-    The threshold is the element at index `int(n * share)` of all magnitudes in order. What is not
-    strictly larger is dead, so ties and this element itself go too.
+    The element at index `int(n * share)` of all magnitudes in order is removed, and all before it.
+    Of equal scales just enough are removed, evenly over the layers; exact zeros always are.
 
     Args:
-        share: The share to drop, in (0, 1).
+        share: The fraction to drop, in (0, 1).
         round_to: As in `Budget`.
     """
 
@@ -59,14 +71,15 @@ class Share(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share < 1:
+        if not is_number(self.share) or not 0 < self.share < 1:
             raise ValueError(
-                f"plan_by needs a share of channels in (0, 1), got amount={self.share}."
+                f"plan_by needs a share of channels in (0, 1), got amount={self.share!r}"
+                f"{meant(self.share, '')}"
             )
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The element at the percentile."""
-        return float(magnitudes[int(magnitudes.numel() * self.share)])
+    def count(self, trials: Trials) -> int:
+        """All up to the percentile, itself included."""
+        return int(trials.magnitudes.numel() * self.share) + 1
 
 
 @final
@@ -83,12 +96,14 @@ class Threshold(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.at < float("inf"):
-            raise ValueError(f"Threshold needs a finite number >= 0, got at={self.at}.")
+        if not is_number(self.at) or not 0 <= self.at < float("inf"):
+            raise ValueError(
+                f"Threshold needs a finite number >= 0, such as 0.001, got at={self.at!r}."
+            )
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The number itself."""
-        return self.at
+    def count(self, trials: Trials) -> int:
+        """All up to the threshold, ties included."""
+        return int((trials.magnitudes <= self.at).sum())
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +111,7 @@ class Keep(Budget):
     """A budget on a cost of the whole network: the smallest scales die until the cost fits.
 
     Args:
-        keep: The share of the cost that may stay, in (0, 1).
+        keep: The fraction of the cost that may stay, in (0, 1).
         round_to: As in `Budget`.
     """
 
@@ -104,36 +119,39 @@ class Keep(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep < 1:
-            raise ValueError(f"{type(self).__name__} needs 0 < keep < 1, got keep={self.keep}.")
+        if not is_number(self.keep) or not 0 < self.keep < 1:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} needs 0 < keep < 1, got keep={self.keep!r}{meant(self.keep, name)}"
+            )
 
     @abstractmethod
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
+        """What every layer costs."""
+
     def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
         """What the network costs after the cuts (None: as it is)."""
+        widths = Widths.of_tape(tape) if cuts is None else Widths.of_cuts(cuts)
+        return self.rates(model, tape).total(widths)
 
-    def threshold(self, magnitudes: Tensor, price: Price) -> float:
-        """The smallest threshold at which the cost fits, met from below.
+    def count(self, trials: Trials) -> int:
+        """The smallest count at which the cost fits, met from below.
 
-        The cost falls with the threshold but for a few channels here and there, so bisection finds
-        a place where it crosses the budget.
+        The cost falls with the count but for a few channels here and there. Where it does not, this
+        is a count that fits while one less does not.
         """
-        allowed = self.keep * price(self.cost, None)
-        thresholds = magnitudes.unique()
-        low, high = 0, len(thresholds) - 1
-        smallest = price(self.cost, float(thresholds[high]))
+        rates = self.rates(trials.model, trials.tape)
+        dense = rates.total(Widths.of_tape(trials.tape))
+        every = trials.magnitudes.numel()
+        allowed, smallest = self.keep * dense, rates.total(trials.widths(every))
         if smallest > allowed:
-            reachable = smallest * self.keep / allowed
             raise ValueError(
                 f"{self} cannot be met: with every channel gone that can go, a share of "
-                f"{reachable:.4f} stays. Ask for keep >= that, or lower keep_at_least."
+                f"{smallest / dense:.4f} stays. Ask for keep >= that, or lower keep_at_least."
             )
-        while low < high:
-            middle = (low + high) // 2
-            if price(self.cost, float(thresholds[middle])) <= allowed:
-                high = middle
-            else:
-                low = middle + 1
-        return float(thresholds[low])
+        return crossing(
+            lambda count: rates.total(trials.widths(count)), allowed, (0, dense), (every, smallest)
+        )
 
 
 @final
@@ -144,14 +162,20 @@ class Flops(Keep):
     Counted are convolutions, linear layers and norms in evaluation mode, as fvcore counts them.
     """
 
-    def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
         """The FLOPs of one pass through the layers of the tape."""
         modules = dict(model.named_modules())
-        return tape.fixed_flops + sum(
-            _flops_per_position(site, modules[name], None if cuts is None else cuts[name])
-            * sum(call.positions for call in site.calls if not call.training)
-            for name, site in tape.sites.items()
-        )
+        rates = Rates.nothing(len(tape.sites), tape.fixed_flops)
+        for i, (name, site) in enumerate(tape.sites.items()):
+            module = modules[name]
+            positions = sum(call.positions for call in site.calls if not call.training)
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                of_what = rates.row if site.layer.kind == "channel" else rates.weight
+                of_what[i] = positions * module.weight[0, 0].numel()
+            elif not isinstance(module, nn.PReLU):
+                affine = getattr(module, "weight", None) is not None
+                rates.row[i] = positions * (NORM_FLOPS if affine else 1)
+        return rates
 
 
 @final
@@ -159,55 +183,74 @@ class Flops(Keep):
 class Params(Keep):
     """Keep at most a share of the parameters."""
 
-    def cost(self, model: nn.Module, tape: Tape, cuts: Mapping[str, Cut] | None) -> int:
+    def rates(self, model: nn.Module, tape: Tape) -> "Rates":
         """The parameters of the whole model."""
-        total = sum(x.numel() for x in model.parameters())
-        if cuts is None:
-            return total
         modules = dict(model.named_modules())
-        for name, site in tape.sites.items():
-            before = sum(x.numel() for x in modules[name].parameters(recurse=False))
-            total += _parameters(site, modules[name], cuts[name]) - before
-        return total
+        rates = Rates.nothing(len(tape.sites), sum(x.numel() for x in model.parameters()))
+        for i, (name, site) in enumerate(tape.sites.items()):
+            rates.new_bias[i] = 1
+            for own, x in modules[name].named_parameters(recurse=False):
+                if site.layer.kind != "channel" and own == "weight":
+                    rates.weight[i] = x[0, 0].numel()
+                elif x.numel() > 1:
+                    rates.row[i] += x.numel() // site.rows.numel()
+                else:
+                    continue
+                rates.fixed -= x.numel()
+        return rates
 
 
-def _parameters(site: Site, module: nn.Module, cut: Cut) -> int:
-    own = dict(module.named_parameters(recurse=False))
-    rows, columns = cut.rows.numel(), cut.columns.numel() + cut.ones
-    total = rows * cut.bias
-    for name, x in own.items():
-        if site.layer.kind != "channel" and name == "weight":
-            total += rows * columns // cut.groups * x[0, 0].numel()
-        else:
-            total += x.numel() if x.numel() == 1 else x.numel() // site.rows.numel() * rows
-    return total
+@dataclass(eq=False)
+class Rates:
+    """What a network costs, as a function of its widths; one entry for each layer."""
+
+    weight: Ints
+    """Per pair of a row and a column that it reads."""
+    row: Ints
+    """Per row."""
+    new_bias: Ints
+    """Per row, where the layer gets a bias that it did not have."""
+    fixed: int
+    """Whatever the widths."""
+
+    @classmethod
+    def nothing(cls, layers: int, fixed: int) -> "Rates":
+        """Layers that cost nothing yet."""
+        weight, row, new_bias = np.zeros((3, layers), dtype=np.int64)
+        return cls(weight, row, new_bias, fixed)
+
+    def total(self, widths: Widths) -> int:
+        """The cost of all layers."""
+        pairs = widths.rows * (widths.columns // widths.groups)
+        rows = widths.rows * (self.row + self.new_bias * widths.new_bias)
+        return self.fixed + int((self.weight * pairs + rows).sum())
 
 
-def _flops_per_position(site: Site, module: nn.Module, cut: Cut | None) -> int:
-    """What one position of the result costs, all output channels together."""
-    rows = site.rows.numel() if cut is None else cut.rows.numel()
-    columns = site.columns.numel() if cut is None else cut.columns.numel() + cut.ones
-    weight = getattr(module, "weight", None)
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        taps = module.weight[0, 0].numel()
-        groups = site.layer.groups if cut is None else cut.groups
-        return rows * taps * (1 if site.layer.kind == "channel" else columns // groups)
-    return rows * (NORM_FLOPS if weight is not None else 1) * (not isinstance(module, nn.PReLU))
+def budget_of(amount: object) -> Budget:
+    """A budget as it is, a number as a share of the channels; refuses everything else."""
+    if isinstance(amount, Budget):
+        return amount
+    if isinstance(amount, type) and issubclass(amount, Budget):
+        raise ValueError(
+            f"amount needs a number or a budget, got the class {amount.__name__} itself: did you "
+            f"mean {amount.__name__}(0.5)?"
+        )
+    return Share(amount)  # type: ignore[arg-type]
 
 
-def ranked(scales: Mapping[str, Tensor]) -> Tensor:
-    """The magnitudes of all scales in one row, from the smallest; refuses NaN."""
-    for name, scale in scales.items():
-        if not bool(scale.isfinite().all()):
-            raise ValueError(f"Ranking needs finite scales, got NaN or infinity in {name!r}.")
-    return torch.cat([scale.abs() for scale in scales.values()]).sort().values
+def is_number(x: object) -> bool:
+    """Whether something is a number, which True is not here."""
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
-def dead_below(scales: Mapping[str, Tensor], threshold: float, keep_at_least: int) -> Dead:
-    """The scales of at most `threshold`, but for the largest `keep_at_least` of every layer."""
-    dead = {}
-    for name, scale in scales.items():
-        magnitude = scale.abs()
-        spared = magnitude.topk(min(keep_at_least, magnitude.numel())).indices
-        dead[name] = (magnitude <= threshold).index_fill(0, spared, False)
-    return dead
+def meant(x: object, name: str) -> str:
+    """The end of a message: a guess at what a percentage, or a number as text, was meant to be."""
+    text = str(x).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return "."
+    fraction = number / 100 if number >= 2 or text.endswith("%") else number
+    if isinstance(x, bool) or not 0 < fraction < 1:
+        return "."
+    return f": did you mean {f'{name}({fraction:g})' if name else f'{fraction:g}'}?"

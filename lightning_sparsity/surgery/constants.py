@@ -5,19 +5,23 @@ else. Numbers are float64, so that folding them away loses nothing.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery import ops
-from lightning_sparsity.surgery.labels import compact, varying
-from lightning_sparsity.surgery.moves import move, pad_channels
+from lightning_sparsity.surgery.facts import Facts, blocks_of
+from lightning_sparsity.surgery.labels import varying
+from lightning_sparsity.surgery.layout import Bools, Floats, Side, array, tensor
+from lightning_sparsity.surgery.moves import pad_channels
 from lightning_sparsity.surgery.recorder import argument
 from lightning_sparsity.surgery.tape import Call, Site, Step, Tape, Unknown, Value, Weight, swapped
 
 NAN = float("nan")
-Zeros = dict[str, tuple[Tensor | None, Tensor | None]]
 
 
 class Constants:
@@ -27,7 +31,13 @@ class Constants:
         model: The model, with the weights of now.
         tape: What its run left behind.
         dead: For each BatchNorm layer by name the scales that count as zero.
-        zeros: Which rows and columns of each weight are zero, as far as it is known; filled in.
+        facts: What is known of the model and the tape already.
+
+    Attributes:
+        of_columns: The constant that each input channel of a layer carries, in all calls that
+            count, in one vector over all layers.
+        of_rows: The constant that each output channel makes.
+        of_leaving: The same where its module ends, which may contain an activation.
     """
 
     def __init__(
@@ -35,248 +45,223 @@ class Constants:
         model: nn.Module,
         tape: Tape,
         dead: Mapping[str, Tensor],
-        zeros: Zeros | None = None,
+        facts: Facts | None = None,
     ) -> None:
-        self.modules: dict[str, Any] = dict(model.named_modules())
-        self.weights = dict(model.named_parameters()) | dict(model.named_buffers())
-        self.dead = dead
-        self.known: dict[Value, Tensor] = {}
-        self.zeros: Zeros = {} if zeros is None else zeros
-        self.columns: dict[str, Tensor] = {}
-        """Per layer the constant that each input channel carries, in all calls that count."""
-        self.rows: dict[str, Tensor] = {}
-        """Per layer the constant that each output channel makes."""
-        self.leaving: dict[str, Tensor] = {}
-        """The same where its module ends, which may contain an activation."""
-        read: dict[Call, Tensor] = {}
-        made: dict[Call, Tensor] = {}
+        self.facts = Facts(model, tape) if facts is None else facts
+        self.tape = tape
+        self.dead = {name: mask.cpu().numpy() for name, mask in dead.items()}
+        self._known: dict[Value, Floats] = {}  # what is not in here is NaN all over
+        read: dict[Call, Floats | None] = {}
+        made: dict[Call, Floats | None] = {}
         for step in tape.steps:
             if step.call is not None:
                 read[step.call], made[step.call] = self._layer(step.call.site, step.call)
-            else:
+            elif any(value in self._known for value in step.inputs):
                 self._run(step)
-        for name, site in tape.sites.items():
-            self.columns[name] = _agreed([read[call] for call in site.seen()])
-            self.rows[name] = _agreed([made[call] for call in site.seen()])
-            self.leaving[name] = _agreed([self._leaves(made[call], call) for call in site.seen()])
+        facts = self.facts
+        calls = [site.seen() for site in facts.sites]
+        self.of_columns = _agreed(facts.columns, [[read[call] for call in own] for own in calls])
+        self.of_rows = _agreed(facts.rows, [[made[call] for call in own] for own in calls])
+        self.of_leaving = _agreed(
+            facts.rows, [[self._leaves(made[call], call) for call in own] for own in calls]
+        )
 
-    def _leaves(self, made: Tensor, call: Call) -> Tensor:
+    @cached_property
+    def columns(self) -> dict[str, Tensor]:
+        """`of_columns` by layer."""
+        return self._by_layer(self.facts.columns, self.of_columns)
+
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """`of_rows` by layer."""
+        return self._by_layer(self.facts.rows, self.of_rows)
+
+    @cached_property
+    def leaving(self) -> dict[str, Tensor]:
+        """`of_leaving` by layer."""
+        return self._by_layer(self.facts.rows, self.of_leaving)
+
+    @property
+    def known(self) -> dict[Value, Tensor]:
+        """The constants of all values, with size 1 along dimensions where channels are the same."""
+        values = [value for step in self.tape.steps for value in (*step.inputs, *step.results)]
+        return {value: tensor(self._of(value)) for value in values}
+
+    def contribution(self, site: Site, folded: Tensor) -> Tensor:
+        """What the constants in the columns `folded` add to each row."""
+        return tensor(self._contribution(site, np.where(folded, self.columns[site.name], 0.0)))
+
+    def bias(self, site: Site) -> Tensor:
+        """The bias of each row, zero where there is none."""
+        return tensor(self.facts.bias(site))
+
+    def _by_layer(self, side: Side, flat: Floats) -> dict[str, Tensor]:
+        pairs = zip(self.facts.number, side.slices, strict=True)
+        return {name: tensor(flat[own]) for name, own in pairs}
+
+    def _of(self, value: Value) -> Floats:
+        c = self._known.get(value)
+        return np.full(self.facts.shape(value), NAN) if c is None else c
+
+    def _set(self, value: Value, c: Floats | None) -> None:
+        if c is not None and not np.isnan(c).all():
+            self._known[value] = c.reshape(self.facts.shape(value))
+
+    def _leaves(self, made: Floats | None, call: Call) -> Floats | None:
         """What becomes of the constants of a layer until its module ends."""
-        c = self._of(call.leaving).flatten()
-        c = c if c.numel() == made.numel() else torch.full_like(made, NAN)
-        return torch.where(made.isnan(), made, c)
-
-    def folds(self, site: Site) -> Tensor:
-        """The columns whose constant a bias can carry exactly."""
-        c = self.columns[site.name]
-        fine = ~c.isnan() if all(call.folds for call in site.seen()) else c == 0
-        empty = self._zeros(site)[1]
-        return fine if empty is None else fine | empty
-
-    def _of(self, value: Value) -> Tensor:
-        if value not in self.known:
-            self.known[value] = torch.full_like(
-                compact(value.labels, value.labels), NAN, dtype=torch.float64
-            )
-        return self.known[value]
+        if made is None or call.leaving is call.result:
+            return made
+        c = self._of(call.leaving).ravel()
+        return np.where(np.isnan(made), made, c if c.size == made.size else NAN)
 
     def _run(self, step: Step) -> None:
-        made = self._evaluate(step)
-        for value, c in zip(step.results, made, strict=True):
-            shape = compact(value.labels, value.labels).shape
-            if c is None or c.numel() != shape.numel():
-                c = torch.full(shape, NAN, dtype=torch.float64)
-            self.known[value] = torch.where(c.isfinite(), c, NAN).reshape(shape)
+        for value, c in zip(step.results, self._evaluate(step), strict=True):
+            if c is not None and c.size == prod(self.facts.shape(value)):
+                self._set(value, np.where(np.isfinite(c), c, NAN))
 
-    def _evaluate(self, step: Step) -> list[Tensor | None]:
-        unknown: list[Tensor | None] = [None] * len(step.results)
-        if all(bool(self._of(value).isnan().all()) for value in step.inputs):
-            return unknown
+    def _evaluate(self, step: Step) -> list[Floats | None]:
         if step.kind == "move":
             return self._moved(step)
-        if step.kind == "keep":
-            c = self._of(step.inputs[0])
-            return [
-                torch.where(c == 0, c, NAN) if _averages_padding(step) else c for _ in step.results
-            ]
-        if step.kind == "pad":
-            return [self._padded(step)]
-        if step.kind == "reduce":
-            c = self._of(step.inputs[0])
-            return [torch.where(c == 0, c, NAN) if step.function.name == "sum" else c]
         if step.kind in ("map", "product"):
             return [self._mapped(step)]
-        return unknown
+        c = self._of(step.inputs[0])
+        if step.kind == "keep":
+            kept = np.where(c == 0, c, NAN) if _averages_padding(step) else c
+            return [kept for _ in step.results]
+        if step.kind == "pad":
+            return [self._padded(step, c)]
+        if step.kind == "reduce":
+            return [np.where(c == 0, c, NAN) if step.function.name == "sum" else c]
+        return [None] * len(step.results)
 
-    def _moved(self, step: Step) -> list[Tensor | None]:
-        def swap(x: Any) -> Any:  # noqa: ANN401
-            return self._of(x).expand(x.labels.shape) if isinstance(x, Value) else x
-
-        shapes = [value.labels.shape for value in step.results]
-        moved = move(
-            step.function.name,
-            step.function.func,
-            swapped(step.function.args, swap),
-            swapped(step.function.kwargs, swap),
-            shapes,
-        )
-        if moved is None:
+    def _moved(self, step: Step) -> list[Floats | None]:
+        movement = self.facts.movement(step)
+        if movement is None:
             return [None] * len(step.results)
-        return [
-            compact(c, value.labels)
-            for c, value in zip(moved, step.results, strict=True)
-            if value is not None
-        ]
+        sources, places = movement
+        entries = np.full(sources[-1][1].stop + 1, NAN)  # the last one is what place -1 takes
+        for value, own in sources:
+            if value in self._known:
+                entries[own] = self._known[value].ravel()
+        return [entries[place] for place in places]
 
-    def _mapped(self, step: Step) -> Tensor | None:
+    def _mapped(self, step: Step) -> Floats:
         """The function of the constants; zero times anything is zero."""
 
         def swap(x: Any) -> Any:  # noqa: ANN401
             if isinstance(x, Unknown):
                 return torch.tensor(NAN, dtype=torch.float64)
             if isinstance(x, Weight):
-                return self.weights[x.name].detach().double().cpu()
-            return self._of(x).clone() if isinstance(x, Value) else x
+                return self.facts.weights[x.name].detach().double().cpu()
+            return tensor(self._of(x).copy()) if isinstance(x, Value) else x
 
+        name, func = step.function.name, step.function.func
         args, kwargs = swapped(step.function.args, swap), swapped(step.function.kwargs, swap)
-        func = (
-            getattr(torch, step.function.name)
-            if step.function.name in ops.SUMS | ops.PRODUCTS
-            else step.function.func
-        )
-        made: Tensor = func(*args, **kwargs)
-        if step.function.name == "mul" and len(step.inputs) == 2:
+        func = getattr(torch, name) if name in ops.SUMS | ops.PRODUCTS else func
+        made: Tensor = func(*args, **kwargs).double()
+        if name == "mul" and len(step.inputs) == 2:
             made = torch.where((args[0] == 0) | (args[1] == 0), 0.0, made)
-        return made
+        return made.numpy()
 
-    def _padded(self, step: Step) -> Tensor:
-        c = self._of(step.inputs[0])
-        if argument(step.function.args, step.function.kwargs, 2, "mode", "constant") != "constant":
+    def _padded(self, step: Step, c: Floats) -> Floats:
+        args, kwargs = step.function.args, step.function.kwargs
+        if argument(args, kwargs, 2, "mode", "constant") != "constant":
             return c
-        filled = argument(step.function.args, step.function.kwargs, 3, "value", None) or 0.0
-        before, after = step.inputs[0].labels, step.results[0].labels
+        filled = argument(args, kwargs, 3, "value", None) or 0.0
+        before, pad = step.inputs[0].labels, argument(args, kwargs, 1, "pad")
         along = varying(before)
-        moved = any(before.size(d) != after.size(d) for d in range(before.dim()) if d not in along)
-        c = torch.where(c == filled, c, NAN) if moved else c
-        return pad_channels(
-            c, before, argument(step.function.args, step.function.kwargs, 1, "pad"), filled
-        )
+        moved = any(n and before.dim() - 1 - i // 2 not in along for i, n in enumerate(pad))
+        c = np.where(c == filled, c, NAN) if moved else c
+        padded: Floats = pad_channels(tensor(c), before, pad, filled).numpy()
+        return padded
 
-    def _layer(self, site: Site, call: Call) -> tuple[Tensor, Tensor]:
-        c = self._of(call.source).flatten()
-        if c.numel() != site.columns.numel() or not site.can_select:
-            c = torch.full((site.columns.numel(),), NAN, dtype=torch.float64)
+    def _layer(self, site: Site, call: Call) -> tuple[Floats | None, Floats | None]:
+        """The constants that a layer reads in one call, and those that it makes."""
+        source = self._known.get(call.source)
+        fits = source is not None and source.size == site.columns.numel() and site.can_select
+        c = source.ravel() if source is not None and fits else None
         made = (
             self._dense(site, call, c)
             if site.layer.kind != "channel"
             else self._channels(site, call, c)
         )
-        self.known[call.result] = made.view(compact(call.result.labels, call.result.labels).shape)
+        self._set(call.result, made)
         return c, made
 
-    def _dense(self, site: Site, call: Call, c: Tensor) -> Tensor:
-        bias = self.bias(site)
-        made = torch.full_like(bias, NAN)
-        empty = self._zeros(site)[0]
-        if empty is not None:
-            made = torch.where(empty, bias, made)
-        fine = (~c.isnan() if call.folds else c == 0).view(site.layer.groups, -1).all(1)
-        if not bool(fine.any()):
+    def _dense(self, site: Site, call: Call, c: Floats | None) -> Floats | None:
+        """Rows are constant if their weights are zero, or if all that they read is constant.
+
+        Zero padding puts a rim of zeros around a constant, so what comes out is no constant, unless
+        what goes in is zero too.
+        """
+        zeros, made = self.facts.zeros(site), None
+        if zeros is not None:
+            made = np.where(zeros[0], self.facts.bias(site), NAN)
+        if c is None:
             return made
-        constant = fine.repeat_interleave(bias.numel() // site.layer.groups)
-        return torch.where(constant, bias + self._contribution(site, c), made)
+        fine = (~np.isnan(c) if call.folds else c == 0).reshape(site.layer.groups, -1).all(1)
+        if not fine.any():
+            return made
+        bias = self.facts.bias(site)
+        constant = fine.repeat(bias.size // site.layer.groups)
+        return np.where(constant, bias + self._contribution(site, c), NAN if made is None else made)
 
-    def contribution(self, site: Site, folded: Tensor) -> Tensor:
-        """What the constants in the columns `folded` add to each row."""
-        return self._contribution(site, self.columns[site.name] * folded)
-
-    def _contribution(self, site: Site, c: Tensor) -> Tensor:
+    def _contribution(self, site: Site, c: Floats) -> Floats:
         """The sum over the taps of each row times the constants; NaN counts as zero."""
-        c = c.nan_to_num().view(site.layer.groups, -1)
-        chosen = (c != 0).any(0).nonzero().flatten()
-        if not chosen.numel():
-            return torch.zeros(site.rows.numel(), dtype=torch.float64)
-        blocks = blocks_of(self._weight(site), site.layer.groups, site.layer.weight_dims)
+        c = np.nan_to_num(c).reshape(site.layer.groups, -1)
+        chosen = torch.from_numpy((c != 0).any(0).nonzero()[0])
+        weight: Tensor = self.facts.modules[site.name].weight.detach()
+        blocks = blocks_of(weight, site.layer.groups, site.layer.weight_dims)
         taps = blocks[:, :, chosen.to(blocks.device)].double().flatten(3).sum(3).cpu()
-        return (taps @ c[:, chosen].unsqueeze(2)).flatten()
+        return (taps @ tensor(c)[:, chosen].unsqueeze(2)).flatten().numpy()
 
-    def _channels(self, site: Site, call: Call, c: Tensor) -> Tensor:
-        module = self.modules[site.name]
+    def _channels(self, site: Site, call: Call, c: Floats | None) -> Floats | None:
+        """What a layer that works on each channel alone makes of constants."""
+        module, unknown = self.facts.modules[site.name], c is None
+        c = np.full(site.rows.numel(), NAN) if c is None else c
         if isinstance(module, nn.PReLU):
-            return torch.where(c < 0, c * self._vector(module.weight, 1.0, c), c)
+            return None if unknown else np.where(c < 0, c * array(module.weight), c)
         if isinstance(module, nn.modules.conv._ConvNd):
-            taps = module.weight.detach().double().cpu().flatten(1).sum(1)
-            fine = ~c.isnan() if call.folds else c == 0
-            unread = (module.weight.detach() == 0).flatten(1).all(1).cpu()
-            return torch.where(unread, 0.0, torch.where(fine, taps * c, NAN)) + self.bias(site)
-        shift = self._vector(module.bias, 0.0, c)
-        made = shift + self._normalised(module, c) * self._vector(module.weight, 1.0, c)
-        scale_is_zero = self._vector(module.weight, 1.0, c) == 0
-        if site.name in self.dead:
-            scale_is_zero = scale_is_zero | self.dead[site.name].cpu()
-        return torch.where(scale_is_zero, shift, made)
+            taps, unread = self.facts.depthwise(site)
+            fine = ~np.isnan(c) if call.folds else c == 0
+            return np.where(unread, 0.0, np.where(fine, taps * c, NAN)) + self.facts.bias(site)
+        shift, scale, silent = self.facts.norm(site)
+        dead: Bools | None = self.dead.get(site.name)
+        silent = silent if dead is None else silent | dead
+        if unknown:
+            return np.where(silent, shift, NAN) if silent.any() else None
+        return np.where(silent, shift, shift + self._normalised(module, c) * scale)
 
-    def _normalised(self, module: Any, c: Tensor) -> Tensor:  # noqa: ANN401
+    def _normalised(self, module: Any, c: Floats) -> Floats:  # noqa: ANN401
         mean, var = module.running_mean, module.running_var
         own_statistics = (
             isinstance(module, nn.modules.instancenorm._InstanceNorm)
             and not module.track_running_stats
         )
         if mean is None or var is None or own_statistics:
-            return torch.where(c.isnan(), NAN, 0.0)  # minus its own mean, a constant is zero
-        normalised: Tensor = (c - mean.double().cpu()) / (var.double().cpu() + module.eps).sqrt()
+            return np.where(np.isnan(c), NAN, 0.0)  # minus its own mean, a constant is zero
+        normalised: Floats = (c - array(mean)) / np.sqrt(array(var) + getattr(module, "eps", 1e-5))
         return normalised
 
-    def _vector(self, x: Tensor | None, default: float, like: Tensor) -> Tensor:
-        return torch.full_like(like, default) if x is None else x.detach().double().cpu()
 
-    def bias(self, site: Site) -> Tensor:
-        """The bias of each row, zero where there is none."""
-        default = torch.zeros(site.rows.numel(), dtype=torch.float64)
-        return self._vector(self.modules[site.name].bias, 0.0, default)
-
-    def _weight(self, site: Site) -> Tensor:
-        weight: Tensor = self.modules[site.name].weight
-        return weight.detach()
-
-    def _zeros(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
-        """Which rows and which columns of a dense layer's weight are zero (None: none are)."""
-        if site.layer.kind == "channel":
-            return None, None
-        if site.name not in self.zeros:
-            self.zeros[site.name] = (None, None)
-            weight = self._weight(site)
-            if int(weight.count_nonzero()) < weight.numel():
-                used = blocks_of(weight, site.layer.groups, site.layer.weight_dims) != 0
-                used = used.flatten(3).any(3)
-                self.zeros[site.name] = (
-                    ~used.any(2).flatten().cpu(),
-                    ~used.any(1).flatten().cpu(),
-                )
-        return self.zeros[site.name]
-
-
-def blocks_of(weight: Tensor, groups: int, weight_dims: tuple[int, int]) -> Tensor:
-    """A weight as (group, row, column, taps …), rows and columns counted within the group."""
-    blocks = weight.reshape(groups, -1, *weight.shape[1:])
-    blocks = blocks if weight_dims == (0, 1) else blocks.transpose(1, 2)
-    return blocks.unsqueeze(3) if blocks.dim() == 3 else blocks
-
-
-def _agreed(calls: list[Tensor]) -> Tensor:
-    """The constants on which all calls agree."""
-    first = calls[0]
-    for other in calls[1:]:
-        first = torch.where(first == other, first, NAN)
-    return first
+def _agreed(side: Side, layers: list[list[Floats | None]]) -> Floats:
+    """The constants on which all calls of a layer agree, for all layers in one vector."""
+    flat = np.full(side.layer.size, NAN)
+    for own, (first, *others) in zip(side.slices, layers, strict=True):
+        if first is not None and all(other is not None for other in others):
+            for other in others:
+                first = np.where(first == other, first, NAN)
+            flat[own] = first
+    return flat
 
 
 def _averages_padding(step: Step) -> bool:
     """Whether a pooling mixes zeros from outside into its averages."""
     if not step.function.name.startswith("avg_pool"):
         return False
-    padding = argument(step.function.args, step.function.kwargs, 3, "padding", 0)
+    args, kwargs = step.function.args, step.function.kwargs
+    padding = argument(args, kwargs, 3, "padding", 0)
     padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
-    counts = bool(argument(step.function.args, step.function.kwargs, 5, "count_include_pad", True))
-    override = argument(step.function.args, step.function.kwargs, 6, "divisor_override", None)
+    counts = bool(argument(args, kwargs, 5, "count_include_pad", True))
+    override = argument(args, kwargs, 6, "divisor_override", None)
     return override is not None or (padded and counts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from lightning_sparsity.sparse_file import write
-from lightning_sparsity.surgery.proof import relative_difference
+from lightning_sparsity.surgery.observing import relative_difference
 from lightning_sparsity.surgery.running import call, each_tensor, tensors_in
 from lightning_sparsity.waiting import Waiting
 

@@ -1,29 +1,21 @@
 """Follow the channels of any CNN through one real run of it."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lightning_sparsity.surgery.budget import Budget, Cost, Share, dead_below, ranked
-from lightning_sparsity.surgery.constants import Zeros
-from lightning_sparsity.surgery.labels import ROOT, compact, components
+from lightning_sparsity.surgery.budget import Budget, Trials, budget_of
+from lightning_sparsity.surgery.labels import components
 from lightning_sparsity.surgery.plan import Plan, make_plan
-from lightning_sparsity.surgery.recorder import MARK
-from lightning_sparsity.surgery.rounding import check_round_to
-from lightning_sparsity.surgery.running import (
-    asks_for_mode,
-    call,
-    preserved,
-    show_heads,
-    tensors_in,
-    tensors_kept,
-)
-from lightning_sparsity.surgery.tape import Frozen, Tape, Value, followers_of, swapped
-from lightning_sparsity.surgery.tracer import Tracer
+from lightning_sparsity.surgery.ranking import Ranking
+from lightning_sparsity.surgery.rounding import Groundwork, Rounding, check_round_to
+from lightning_sparsity.surgery.tape import Frozen, Tape, followers_of
+from lightning_sparsity.surgery.tracer import looks_like_frozen_norm
+from lightning_sparsity.surgery.widths import Widths
 from lightning_sparsity.waiting import Waiting
 
 
@@ -42,14 +34,18 @@ class ChannelFlow:
         self.example_inputs = example_inputs
         self.notes = notes
         tape.hold_borrowed()
-        self.frozen: list[Frozen] = tape.report()
-        self.classes = components(tape.variables, tape.ties)
+        self.settle()
         self.followers = followers_of(tape)
         self.signature = signature_of(model)
         modules = dict(model.named_modules())
         self.norms = {
             name: site.rows.numel() for name, site in tape.sites.items() if is_norm(modules[name])
         }
+
+    def settle(self) -> None:
+        """Derive the classes of tied channels from the tape, again after it has held more."""
+        self.frozen: list[Frozen] = self.tape.report()
+        self.classes = components(self.tape.variables, self.tape.ties)
 
     def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True, round_to: int = 1) -> Plan:
         """What can be removed when some BatchNorm scales count as zero.
@@ -71,8 +67,11 @@ class ChannelFlow:
                 no whole number >= 1.
         """
         self._check(dead)
+        _check_gather(gather)
         check_round_to(round_to)
-        return make_plan(self, self.model, dead, gather=gather, round_to=round_to)
+        plan = make_plan(self, self.model, dead, gather=gather, round_to=round_to)
+        plan.remake = partial(self.plan, dead, gather=gather, round_to=round_to)
+        return plan
 
     def plan_by(
         self,
@@ -87,41 +86,40 @@ class ChannelFlow:
         Args:
             amount: The share of all BatchNorm channels to drop, in (0, 1): the papers' percentile
                 of raw magnitudes over the whole network. Frozen BatchNorm layers stay whole if
-                others train. Or `Flops(keep)`, `Params(keep)`: drop
-                until at most that share of the cost is left. Or `Threshold(at)`.
+                others train. Or `Flops(keep)`, `Params(keep)`: drop until at most that share of the
+                cost is left. Or `Threshold(at)`. Of equal scales just enough are removed, evenly
+                over the layers (`Plan.notes` says so where that decides most); exact zeros always.
             gather: As in `plan`.
             keep_at_least: How many of its largest scales every layer keeps. With 0 a layer may die,
                 and a network without detours then answers the same to everything.
             round_to: As in `plan`; a budget counts what then stays. None: the amount's own.
 
         Raises:
-            ValueError: If the amount or `round_to` is out of range, the amount cannot be met, a
-                scale is NaN, there is no BatchNorm, or nothing can be cut.
+            ValueError: If an argument is out of range, the amount cannot be met, a scale is NaN,
+                there is no BatchNorm, or nothing can be cut.
         """
-        if keep_at_least < 0:
-            raise ValueError(f"plan_by needs keep_at_least >= 0, got {keep_at_least}.")
-        budget = amount if isinstance(amount, Budget) else Share(amount)
+        budget = budget_of(amount)
+        _check_gather(gather)
         multiple = budget.round_to if round_to is None else check_round_to(round_to)
         self._check({})
-        scales = self.scales()
-        magnitudes = ranked(scales)
-        zeros: Zeros = {}
+        ranking = Ranking(self.scales(), keep_at_least)
+        ground = Groundwork(self, self.model, gather=gather)
         tries = count(1)
 
-        def plan_at(threshold: float) -> Plan:
-            dead = dead_below(scales, threshold, keep_at_least)
-            return make_plan(self, self.model, dead, gather=gather, round_to=multiple, zeros=zeros)
-
-        def price(cost: Cost, threshold: float | None) -> int:
-            waiting.far = f"{next(tries)} of about {magnitudes.numel().bit_length() + 2}"
-            cuts = None if threshold is None else plan_at(threshold).cuts
-            return cost(self.model, self.tape, cuts)
+        def widths(number: int) -> Widths:
+            waiting.far = f"try {next(tries)}"
+            return Rounding(ground, ranking.dead(number), round_to=multiple).widths()
 
         with Waiting(f"Looking for {budget}") as waiting:
-            threshold = budget.threshold(magnitudes, price)
-        plan, dead = plan_at(threshold), dead_below(scales, threshold, keep_at_least)
+            number = budget.count(Trials(self.model, self.tape, ranking.magnitudes, widths))
+        dead = ranking.dead(number)
+        plan = make_plan(self, self.model, dead, gather=gather, round_to=multiple, ground=ground)
         if any(bool(mask.any()) for mask in dead.values()) and not plan.removes_anything():
             self._refuse(multiple)
+        plan.remake = partial(
+            self.plan_by, amount, gather=gather, keep_at_least=keep_at_least, round_to=round_to
+        )
+        plan.notes += ranking.notes(number)
         return plan
 
     def scales(self) -> dict[str, Tensor]:
@@ -155,12 +153,22 @@ class ChannelFlow:
                 "The model is no longer what was traced: its weights have other shapes. Trace it "
                 "again."
             )
+        if not isinstance(dead, Mapping):
+            raise ValueError(
+                "dead needs a dict of boolean masks by name of BatchNorm layer, got a "
+                f"{type(dead).__name__}."
+            )
         for name, mask in dead.items():
             if name not in self.norms:
                 known = ", ".join(list(self.norms)[:5]) or "none"
                 raise ValueError(
                     f"dead needs names of BatchNorm layers that the trace went through, got "
                     f"{name!r}. Known: {known} …."
+                )
+            if not isinstance(mask, Tensor):
+                raise ValueError(
+                    f"dead[{name!r}] needs a boolean mask of {self.norms[name]} channels, got a "
+                    f"{type(mask).__name__}: write torch.tensor([...], dtype=torch.bool)."
                 )
             if mask.dtype != torch.bool or mask.shape != (self.norms[name],):
                 raise ValueError(
@@ -179,91 +187,17 @@ class ChannelFlow:
         return "\n".join(lines)
 
 
-def trace(model: nn.Module, example_inputs: Any) -> ChannelFlow:  # noqa: ANN401
-    """Run a model once and follow its channels.
-
-    The model runs in evaluation mode, and once more in training mode if its own code asks for the
-    mode, so heads that only train are seen. Its weights, buffers, modes and hooks stay as they are,
-    and so does the random state.
-
-    Args:
-        model: The model. Any Python control flow will do; what depends on the data is seen as it
-            happens in this run.
-        example_inputs: A tensor or list (the only argument), a tuple (all arguments) or a dict
-            (keyword arguments). A batch of one will do.
-
-    Returns:
-        The flow, which makes plans.
-
-    Raises:
-        ValueError: If the model cannot run on the inputs, or has no layer that can be cut.
-    """
-    tape, notes = Tape(), list[str]()
-    try:
-        _run(model, tape, example_inputs, training=False)
-    except Exception as error:
-        raise ValueError(
-            "trace needs example inputs that the model runs on, but it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if asks_for_mode(model):
-        try:
-            _run(model, tape, example_inputs, training=True)
-        except Exception as error:  # the heads of torchvision's detectors need targets to train
-            tape.forget_training()
-            notes.append(
-                f"layers that only run in training were not seen: {type(error).__name__}: {error}"
-            )
-    if not tape.sites:
-        raise ValueError(
-            "trace needs a model with convolutions, linear or norm layers, but no such layer ran "
-            f"in {type(model).__name__}."
-        )
-    return ChannelFlow(model, tape, example_inputs, notes)
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a batch norm with scales of its own."""
-    norm = (
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        or type(module).__name__ == "FrozenBatchNorm2d"
-    )
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or looks_like_frozen_norm(module)
     return norm and module.weight is not None
+
+
+def _check_gather(gather: object) -> None:
+    if not isinstance(gather, bool):
+        raise ValueError(f"gather needs True or False, got {gather!r}.")
 
 
 def signature_of(model: nn.Module) -> dict[str, list[int]]:
     """The shapes by which a plan knows its model again."""
     return {name: list(x.shape) for name, x in model.state_dict().items() if isinstance(x, Tensor)}
-
-
-def _run(model: nn.Module, tape: Tape, example_inputs: Any, *, training: bool) -> None:  # noqa: ANN401
-    tracer = Tracer(model, tape, training=training)
-    inputs = swapped(example_inputs, lambda x: x.detach() if isinstance(x, Tensor) else x)
-    with preserved(model):
-        if training:
-            show_heads(model)
-        else:
-            model.eval()
-        enter = register_module_forward_pre_hook(tracer.enter_module)
-        leave = register_module_forward_hook(tracer.leave_module)
-        given = list(tensors_in(inputs))
-        for x in given:
-            tracer.recorder.mark(x, None)
-        try:
-            with tracer, Waiting("Tracing the network"):
-                result = call(model, inputs)
-        finally:
-            enter.remove()
-            leave.remove()
-            for x in given:
-                x.__dict__.pop(MARK, None)
-        _hold(model, tape, result)
-
-
-def _hold(model: nn.Module, tape: Tape, result: Any) -> None:  # noqa: ANN401
-    """What the model returns, or keeps for later, stays whole."""
-    for x in [*tensors_in(result), *tensors_kept(model)]:
-        value = x.__dict__.pop(MARK, None)
-        if isinstance(value, Value):
-            variables = compact(value.labels, value.labels).flatten()
-            tape.hold(variables[variables != ROOT])

@@ -176,6 +176,18 @@ MIXING_MOVES = frozenset(
 )
 """Data movement that needs the full set of channels."""
 
+LIKE = frozenset({"zeros_like", "ones_like", "full_like"})
+"""Functions that make a constant in the shape of an activation: as wide as that is."""
+
+TEMPLATES = frozenset({"type_as", "to"})
+"""Functions that take nothing but a dtype and a device from their second tensor."""
+
+SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
+"""Functions whose result has the shape of their second tensor: as wide as that is."""
+
+SIZES = frozenset({"size", "shape", "numel", "nelement", "len"})
+"""Functions that make Python numbers of an activation's sizes."""
+
 EXITS = frozenset({"item", "float", "int", "bool", "complex", "index", "tolist", "numpy", "array"})
 """Functions that take numbers out of tensors."""
 

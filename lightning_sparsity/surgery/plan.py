@@ -1,14 +1,13 @@
 """What will be cut: made by a `ChannelFlow`, carried out by `slim`, written to disk by `save`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, Zeros
-from lightning_sparsity.surgery.rounding import Rounding
+from lightning_sparsity.surgery.rounding import Groundwork, Rounding
 from lightning_sparsity.surgery.solver import Held, Solved
 from lightning_sparsity.surgery.tape import Layer, Site
 
@@ -181,8 +180,10 @@ class Plan:
 
     Attributes:
         kept: For each BatchNorm layer by name, the channels that still exist.
-        proof: Largest difference between the masked and the slim model's outputs on the example
-            inputs, relative to the largest output, in float64. None until `slim` has measured it.
+        proof: Largest difference between what the masked and the slim model return, relative to
+            each output's largest entry. None until `slim` has measured it.
+        verified: On which inputs and in which precision that was measured, in words.
+        notes: What else there is to know about the choice of channels.
     """
 
     dead: dict[str, Tensor]
@@ -194,6 +195,16 @@ class Plan:
     flow: "ChannelFlow | None" = field(default=None, repr=False)
     held: Held = field(default_factory=Held, repr=False)
 
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        self.verified = ""
+        self.remake: Callable[[], Plan] | None = None
+        """Makes the plan again, for what the flow has learned since."""
+
+    def become(self, other: "Plan") -> None:
+        """Take over another plan for the same model."""
+        vars(self).update(vars(other))
+
     def removes_anything(self) -> bool:
         """Whether any layer loses a channel."""
         return any(cut.is_smaller() for cut in self.cuts.values())
@@ -201,8 +212,9 @@ class Plan:
     def __str__(self) -> str:
         before = sum(mask.numel() for mask in self.dead.values())
         after = sum(index.numel() for index in self.kept.values())
-        proof = "not proved yet" if self.proof is None else f"relative difference {self.proof:.1e}"
-        return f"Plan: {after} of {before} BatchNorm channels stay; {proof}"
+        proof = self.verified or "not verified yet"
+        first = f"Plan: {after} of {before} BatchNorm channels are kept; {proof}"
+        return "\n".join([first, *(f"  note: {note}" for note in self.notes)])
 
 
 def make_plan(
@@ -212,26 +224,17 @@ def make_plan(
     *,
     gather: bool,
     round_to: int = 1,
-    zeros: Zeros | None = None,
+    ground: Groundwork | None = None,
 ) -> Plan:
     """The plan that removes everything that `dead` makes removable, but for round widths."""
-    zeros = {} if zeros is None else zeros
-    rounding = Rounding(flow, model, dead, zeros, gather=gather, round_to=round_to)
-    constants, solved = rounding.constants, rounding.solved
+    ground = ground or Groundwork(flow, model, gather=gather)
+    rounding = Rounding(ground, dead, round_to=round_to)
+    solved = rounding.solved
     cuts = {name: cut(site, solved[name]) for name, site in flow.tape.sites.items()}
-    modules = dict(model.named_modules())
-    for name, made in cuts.items():
-        mean = getattr(modules.get(flow.followers.get(name, "")), "running_mean", None)
-        if made.layer.kind != "channel" and modules[name].bias is None and mean is None:
-            made.bias = _adds_constants(solved[name], constants, name)
+    for made, new_bias in zip(cuts.values(), rounding.widths().new_bias, strict=True):
+        made.bias = bool(new_bias)
     kept = {name: cuts[name].rows for name in flow.norms}
     return Plan(rounding.dead, gather, cuts, kept, flow.signature, flow=flow, held=rounding.held)
-
-
-def _adds_constants(solved: Solved, constants: Constants, name: str) -> bool:
-    folded = solved.folded & (constants.columns[name].nan_to_num() != 0)
-    made = constants.rows[name][solved.computed].nan_to_num()
-    return bool(folded.any()) or bool((made != 0).any())
 
 
 def cut(site: Site, solved: Solved) -> Cut:

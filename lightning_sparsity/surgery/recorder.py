@@ -1,6 +1,6 @@
 """Beside each activation its value: who carries one, and how a call gets on the tape."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery.labels import ROOT, compact, plain
-from lightning_sparsity.surgery.running import tensors_kept
 from lightning_sparsity.surgery.tape import (
     Call,
     Function,
@@ -61,11 +60,16 @@ class Recorder:
     made.
     """
 
-    def __init__(self, model: nn.Module, tape: Tape, *, training: bool) -> None:
+    def __init__(
+        self, model: nn.Module, tape: Tape, kept: Iterable[Tensor], *, training: bool
+    ) -> None:
         self.tape = tape
         self.training = training
+        # Known by their id, they have to live for as long: the model may replace them on the way,
+        # and a new tensor would take over the id of an old one.
+        self.alive = [*model.parameters(), *model.buffers(), *kept]
         self.owned = dict(_owned(model))
-        for x in tensors_kept(model):
+        for x in self.alive:
             self.owned.setdefault(id(x), SHARED)  # plain attributes are constants without a name
         self.frames: list[Frame] = []
         self.numbers = True  # whether Python numbers are the same in every run
@@ -149,7 +153,7 @@ class Recorder:
             return Weight(self.owned[id(x)])
         if not x.is_floating_point():
             return x.detach().cpu()
-        return Unknown() if self.is_neutral(x) else Value(plain(x.shape))
+        return Unknown(tuple(x.shape)) if self.is_neutral(x) else Value(plain(x.shape))
 
 
 def tensors_of(item: object) -> Iterator[Tensor]:

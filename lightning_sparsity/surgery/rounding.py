@@ -1,14 +1,19 @@
 """Widths that kernels like: some of what could go stays, until widths are multiples of a number."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, Zeros
+from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.facts import Facts
 from lightning_sparsity.surgery.labels import ROOT, components
-from lightning_sparsity.surgery.solver import Held, Solved, Solver, without_gathering
+from lightning_sparsity.surgery.layout import tensor
+from lightning_sparsity.surgery.solver import Held, Solved, Solver
+from lightning_sparsity.surgery.widths import Widths
+from lightning_sparsity.surgery.wiring import Part, Wiring, without_gathering
 
 if TYPE_CHECKING:
     from lightning_sparsity.surgery.flow import ChannelFlow
@@ -21,6 +26,32 @@ def check_round_to(round_to: int) -> int:
     return round_to
 
 
+class Groundwork:
+    """What all plans for one model have in common, whatever is dead.
+
+    Args:
+        flow: The trace.
+        model: The model, with its current weights.
+        gather: Whether layers may pick their inputs and fill in constants.
+    """
+
+    def __init__(self, flow: "ChannelFlow", model: nn.Module, *, gather: bool) -> None:
+        self.flow, self.model, self.gather = flow, model, gather
+        self.facts = facts = Facts(model, flow.tape)
+        self.wiring = Wiring(facts, flow.tape, flow.classes, gather=gather)
+        followers = {name: facts.modules[after] for name, after in flow.followers.items()}
+        self.lacks_bias = np.array(
+            [
+                site.layer.kind != "channel"
+                and facts.modules[name].bias is None
+                and getattr(followers.get(name), "running_mean", None) is None
+                for name, site in flow.tape.sites.items()
+            ],
+            dtype=np.bool_,
+        )
+        """The layers that need a bias of their own to add a constant."""
+
+
 class Rounding:
     """Solves for what can go, and takes back as much of it as makes widths round.
 
@@ -30,30 +61,18 @@ class Rounding:
     widths.
 
     Args:
-        flow: The trace.
-        model: The model, with the weights of now.
+        ground: The trace and the model.
         dead: For each BatchNorm layer by name the scales that count as zero.
-        zeros: Which rows and columns of weights are zero, as far as it is known; filled in.
-        gather: Whether layers may pick their inputs and fill in constants.
         round_to: What widths become multiples of; 1 takes nothing back.
     """
 
-    def __init__(
-        self,
-        flow: "ChannelFlow",
-        model: nn.Module,
-        dead: Mapping[str, Tensor],
-        zeros: Zeros,
-        *,
-        gather: bool,
-        round_to: int,
-    ) -> None:
-        self.flow, self.model, self.zeros, self.gather = flow, model, zeros, gather
+    def __init__(self, ground: Groundwork, dead: Mapping[str, Tensor], *, round_to: int) -> None:
+        self.ground, self.flow, self.gather = ground, ground.flow, ground.gather
         self.multiple = round_to
-        self.sites = flow.tape.sites
+        self.sites = self.flow.tape.sites
         self.dead = {
             name: dead.get(name, torch.zeros(n, dtype=torch.bool)).cpu().clone()
-            for name, n in flow.norms.items()
+            for name, n in self.flow.norms.items()
         }
         self.held = Held()
         self._solve()
@@ -62,13 +81,28 @@ class Rounding:
             while self._carry() or self._revive() or self._hold_rows() or self._hold_columns():
                 self._solve()
 
+    @property
+    def solved(self) -> dict[str, Solved]:
+        """What stays of every layer."""
+        return self.solver.solved
+
+    def widths(self) -> Widths:
+        """How many channels stay in every layer."""
+        return Widths.of_solver(self.solver, self.ground.lacks_bias)
+
     def _solve(self) -> None:
         """What stays of every layer, given what is dead and what is held."""
-        self.constants = Constants(self.model, self.flow.tape, self.dead, self.zeros)
+        ground, tape = self.ground, self.flow.tape
+        self.constants = Constants(ground.model, tape, self.dead, ground.facts)
         self.solver = Solver(
-            self.flow.tape, self.flow.classes, self.constants, self.held, gather=self.gather
+            tape,
+            self.flow.classes,
+            self.constants,
+            self.held,
+            gather=self.gather,
+            wiring=ground.wiring,
         )
-        self.solved: dict[str, Solved] = self.solver.solve()
+        self.solver.run()
 
     def _carry(self) -> bool:
         """A constant channel, not one of ones, carries constants past zero padding."""
@@ -78,14 +112,17 @@ class Rounding:
                 c = self.constants.columns[name].abs()
                 column = torch.where(solved.carried, c, -1.0).argmax()
                 _add(self.held.columns, name, _only(column, solved.kept))
-                self._compute(self.solver.column_class[name][column])
+                self._compute(int(self._part(name).column_class[int(column)]))
                 found = True
         return found
 
-    def _compute(self, of_class: Tensor) -> None:
+    def _part(self, name: str) -> Part:
+        return self.ground.wiring.parts[self.ground.facts.number[name]]
+
+    def _compute(self, of_class: int) -> None:
         """Layers that fill in no constants so far compute this one."""
         for name, solved in self.solved.items():
-            rows = self.solver.row_class[name] == of_class
+            rows = tensor(self._part(name).row_class == of_class)
             if bool(rows.any()) and torch.equal(solved.leaving, solved.computed):
                 _add(self.held.rows, name, rows)
                 if name in self.units:
@@ -93,7 +130,7 @@ class Rounding:
 
     def _revive(self) -> bool:
         """BatchNorm layers of other widths get back the largest of their dead scales."""
-        modules: dict[str, Any] = dict(self.model.named_modules())
+        modules = self.ground.facts.modules
         scores = torch.zeros(self._size())
         for name, dead in self.dead.items():
             scale = modules[name].weight.detach().float().cpu().abs()
@@ -141,7 +178,8 @@ class Rounding:
     def _short(self, name: str, stays: Tensor) -> int:
         """How many channels more make a multiple, or the dense width; none for a dead layer."""
         site = self.sites[name]
-        if site.layer.kind == "grouped" or not bool(self.solver.live(site).any()):
+        alive = bool(self.solver.alive[self.ground.facts.number[name]])
+        if site.layer.kind == "grouped" or not alive:
             return 0
         n = int(stays.sum())
         return min(-(-n // self.multiple) * self.multiple, stays.numel()) - n

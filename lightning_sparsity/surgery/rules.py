@@ -24,6 +24,8 @@ def follow(recorder: Recorder, op: Op) -> None:
         _follow_move(recorder, op)
     elif not all(x.is_floating_point() for x in op.results):
         recorder.opaque(op, "makes no floating point values")
+    elif len(op.tensors) == 1 and op.name in ops.LIKE:
+        recorder.record("map", op, [op.values[0].labels])
     elif len(op.values) == 1 and neutral and op.name in ops.MAPS | ops.SUMS | ops.PRODUCTS:
         follow_map(recorder, op)
     elif len(op.tensors) == 2 and op.name in ops.SUMS | ops.PRODUCTS:
@@ -72,6 +74,9 @@ def _follow_move(recorder: Recorder, op: Op) -> None:
     if moved is None:
         return recorder.opaque(op, "moves data in a way that cannot be repeated")
     made = [compressed(x) for x in moved]
+    if getattr(op.func, "__name__", "") in ops.SHAPED and len(op.tensors) == 2:
+        made = [_tied(recorder, made[0], labels[-1]) if len(op.values) == 2 else made[0]]
+        recorder.freeze([] if len(op.values) == 2 else labels, op.name, "shapes another tensor")
     recorder.record("move", op, made)
     for some in made:
         _hold_spread(recorder, op, some)

@@ -1,20 +1,23 @@
 """Run somebody's model without leaving a trace on it."""
 
-import inspect
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lightning_sparsity.surgery.tape import swapped
 
 REGISTERED = frozenset(vars(nn.Module()))
+TABLES = ("_parameters", "_buffers", "_modules")
+CONTAINERS = (list, dict, set)
+
+Inputs: TypeAlias = Any
+"""What a model is called with: a tensor or list, a tuple of all arguments, or a dict by name."""
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:  # noqa: ANN401
@@ -70,38 +73,83 @@ def _parts(item: object) -> Iterable[object]:
     return vars(item).values() if hasattr(item, "__dict__") else ()
 
 
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Leave modes, buffers and random state as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(x, x.clone()) for x in model.buffers()]
-    devices = {x.device for x in model.parameters() if x.is_cuda}
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+class Snapshot:
+    """A model's modes, buffers and attributes as they are now, and the random state.
+
+    Args:
+        model: The model. Its tensors are referred to and, where a run may write into them, copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self.tables = [
+            (table, dict(table))
+            for _, own in self.attributes
+            for table in (own[name] for name in TABLES)
+        ]
+        self.containers: dict[int, tuple[Any, Any]] = {}
+        for _, own in self.attributes:
+            for name, x in own.items():
+                if name not in REGISTERED:
+                    self._remember(x)
+        written = [*model.buffers(), *tensors_kept(model)]
+        self.values = [(x, x.detach().clone()) for x in written]
+
+    def _remember(self, item: object) -> None:
+        """Containers are filled in place: their contents have to be written down as well."""
+        if isinstance(item, CONTAINERS) and id(item) not in self.containers:
+            self.containers[id(item)] = (item, copy.copy(item))
+        if isinstance(item, (*CONTAINERS, tuple)):
+            for x in item.values() if isinstance(item, dict) else item:
+                if isinstance(x, (*CONTAINERS, tuple)):
+                    self._remember(x)
+
+    def new_tensors(self) -> Iterator[Tensor]:
+        """The tensors that modules keep now and did not keep then."""
+        before = {id(x) for x, _ in self.values}
+        for module, own in self.attributes:
+            for name, x in vars(module).items():
+                filled = isinstance(x, CONTAINERS)
+                if name not in REGISTERED and (filled or x is not own.get(name)):
+                    yield from (y for y in tensors_in(x) if id(y) not in before)
+        for table, own in self.tables:
+            for name, x in table.items():
+                if isinstance(x, Tensor) and x is not own.get(name):
+                    yield x
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, own in self.attributes:
+            now = vars(module)
+            if len(now) != len(own) or any(now.get(name) is not x for name, x in own.items()):
+                now.clear()
+                now.update(own)
+        for table, own in [*self.tables, *self.containers.values()]:
+            if isinstance(table, list):
+                table[:] = own
+            elif table != own if isinstance(table, set) else not _same(table, own):
+                table.clear()
+                table.update(own)
         with torch.no_grad():
-            for x, before in buffers:
+            for x, before in self.values:
                 if not torch.equal(x, before):
                     x.copy_(before)
 
 
-class WithoutDropout(TorchFunctionMode):
-    """Dropout by functions does nothing, so that runs of models with other widths compare."""
+def _same(table: dict[Any, Any], own: dict[Any, Any]) -> bool:
+    return list(table) == list(own) and all(table[key] is x for key, x in own.items())
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """The first argument instead of its dropout; everything else as it is."""
-        if "dropout" in getattr(func, "__name__", "") and args:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[Snapshot]:
+    """Leave modes, buffers, attributes and random state as they were; no gradients inside."""
+    before = Snapshot(model)
+    devices = {x.device for x in model.parameters() if x.is_cuda}
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield before
+    finally:
+        before.restore()
 
 
 def show_heads(model: nn.Module) -> None:
@@ -110,24 +158,32 @@ def show_heads(model: nn.Module) -> None:
         module.training = not _is_library(type(module))
 
 
-def asks_for_mode(model: nn.Module) -> bool:
-    """Whether any code of the model's own reads `training`."""
+@contextmanager
+def reads_of_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Which modules of the model's own code read `training` inside; the list fills as they do.
+
+    A model whose code never asks does in training what it does in evaluation, but for the layers of
+    libraries. The classes carry a property in the place of the attribute for as long.
+    """
+    asked: list[nn.Module] = []
+
+    def read(module: nn.Module) -> bool:
+        asked.append(module)
+        return bool(vars(module)["training"])
+
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
     own = {type(module) for module in model.modules() if not _is_library(type(module))}
-    return any(_mentions(cls, "training") for cls in own)
+    own = {cls for cls in own if "training" not in vars(cls)}
+    for cls in own:
+        cls.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield asked
+    finally:
+        for cls in own:
+            del cls.training
 
 
 def _is_library(cls: type) -> bool:
     return cls.__module__.startswith(("torch.nn.", "torchvision.ops."))
-
-
-def _mentions(cls: type, name: str) -> bool:
-    bases = [base for base in inspect.getmro(cls) if not _is_library(base) and base is not object]
-    functions = [f for base in bases for f in vars(base).values()]
-    codes = [getattr(inspect.unwrap(f), "__code__", None) for f in functions if callable(f)]
-    return any(_reads(code, name) for code in codes if code is not None)
-
-
-def _reads(code: CodeType, name: str) -> bool:
-    return name in code.co_names or any(
-        _reads(c, name) for c in code.co_consts if isinstance(c, CodeType)
-    )

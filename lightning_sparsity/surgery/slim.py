@@ -1,16 +1,19 @@
 """Carry out a plan: a new, smaller model that computes what the masked one computes."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.constants import Constants, blocks_of
+from lightning_sparsity.surgery.constants import Constants
+from lightning_sparsity.surgery.copying import full_copy, own_tensors, shared_copy
+from lightning_sparsity.surgery.facts import blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
+from lightning_sparsity.surgery.holding import hold_place
+from lightning_sparsity.surgery.locate import Live, locate
 from lightning_sparsity.surgery.modules import Scatter, Select, attach_scatter, attach_select
 from lightning_sparsity.surgery.plan import Cut, Plan, cut
-from lightning_sparsity.surgery.proof import in_double, prove, shared_copy
+from lightning_sparsity.surgery.proof import MismatchError, Proof, prove
 from lightning_sparsity.surgery.solver import Solver
 from lightning_sparsity.surgery.tape import Site
 from lightning_sparsity.waiting import Waiting
@@ -20,21 +23,26 @@ from lightning_sparsity.waiting import Waiting
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """The model with dead scales at zero, shapes and shifts kept: what `slim` has to reproduce."""
     check_model(model, plan)
-    return _masked(copy.deepcopy(model), plan)
+    return _masked(full_copy(model), plan)
 
 
 @torch.no_grad()
 def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     """A new model without the channels that the plan removes.
 
-    The result computes what `mask(model, plan)` computes in evaluation mode. Its modules keep their
+    The result returns what `mask(model, plan)` returns in evaluation mode. Its modules keep their
     names, dtype, device, mode, hooks and `requires_grad`; `model` is not touched.
+
+    Where both are compared and differ, the model's own code counts channels. What that code reads
+    is then kept whole, the plan is made anew, and the next try is compared again. `plan` is updated
+    in place to what was carried out.
 
     Args:
         model: The model that was traced, or one with the same layers.
         plan: Made by `ChannelFlow.plan` or `ChannelFlow.plan_by`.
-        verify: Whether to compare both models on the example inputs in float64, and store the
-            difference in `plan.proof`.
+        verify: Whether to compare both models, on the example inputs and on fresh ones, in float64
+            if the model runs in it. `plan.proof` is then the relative difference, and
+            `plan.verified` says what was compared.
 
     Raises:
         ValueError: If the plan belongs to another model, was loaded from disk, or does not fit the
@@ -46,14 +54,45 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
         raise ValueError(
             "slim needs a plan made by ChannelFlow.plan. For one read from disk use surgery.load."
         )
-    with Waiting("Cutting the network"):
-        small = _masked(shared_copy(model), plan)
-        masked = in_double(small) if verify else None
-        cuts = _Surgeon(small, plan, plan.flow).operate()
-    proof = None if masked is None else prove(masked, in_double(small), plan.flow)
-    own_tensors(small, model)
-    plan.cuts, plan.proof = cuts, proof
-    return small
+    while True:
+        masked = _masked(shared_copy(model), plan)
+        with Waiting("Cutting the network"):
+            surgeon = Surgeon(shared_copy(masked), plan, plan.flow)
+            cuts = surgeon.operate()
+        try:
+            proof = _proof(masked, surgeon.small, plan.flow) if verify else None
+        except MismatchError as mismatch:
+            _hold_back(mismatch, plan, surgeon.live())
+        else:
+            break
+    own_tensors(surgeon.small, model)
+    plan.cuts, plan.verified = cuts, "" if proof is None else str(proof)
+    plan.proof = None if proof is None else proof.difference
+    return surgeon.small
+
+
+def _proof(masked: nn.Module, small: nn.Module, flow: ChannelFlow) -> Proof:
+    sites = flow.tape.sites
+    whole = [name for name, site in sites.items() if not bool(flow.classes[site.rows].any())]
+    heads = any(all(call.training for call in site.calls) for site in sites.values())
+    return prove(masked, small, flow.example_inputs, whole, heads=heads)
+
+
+def _hold_back(mismatch: MismatchError, plan: Plan, live: Live) -> None:
+    """Keep whole what the place of a mismatch reads, and plan again; refuse if nothing is left."""
+    flow = plan.flow
+    assert flow is not None
+    assert plan.remake is not None
+    place = locate(mismatch, flow.tape, live)
+    where = f"at {place.module or 'the end of the model'!r}{place.op and f' ({place.op})'}"
+    found = f"The slim model {place.reason} {where}: the model's own code counts channels there"
+    if not hold_place(flow.tape, place):
+        raise RuntimeError(f"{found}, and no part of it can be cut. Nothing was changed.")
+    flow.settle()
+    try:
+        plan.become(plan.remake())
+    except ValueError as error:
+        raise RuntimeError(f"{found}. Without it: {error} Nothing was changed.") from mismatch
 
 
 def check_model(model: nn.Module, plan: Plan) -> None:
@@ -70,15 +109,16 @@ def check_model(model: nn.Module, plan: Plan) -> None:
         )
 
 
-class _Surgeon:
+class Surgeon:
     """Cuts `small`, a masked copy of the model that shares its other weights, as the plan says."""
 
     def __init__(self, small: nn.Module, plan: Plan, flow: ChannelFlow) -> None:
+        self.small = small
         self.plan = plan
         self.sites = flow.tape.sites
         self.constants = Constants(small, flow.tape, plan.dead)
-        solver = Solver(flow.tape, flow.classes, self.constants, plan.held, gather=plan.gather)
-        self.solved = solver.solve()
+        self.solver = Solver(flow.tape, flow.classes, self.constants, plan.held, gather=plan.gather)
+        self.solved = self.solver.solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
         self.followers = flow.followers
 
@@ -105,6 +145,15 @@ class _Surgeon:
             fill = self.constants.leaving[name][self.solved[name].leaving]
             attach(self.modules[name], cuts[name], fill.nan_to_num())
         return cuts
+
+    def live(self) -> Live:
+        """The rows whose values matter, in the dense and in the slim layer."""
+        found = {}
+        for name, site in self.sites.items():
+            rows = (self.solver.live(site) & self.solved[name].leaving).nonzero().flatten()
+            place = self.solved[name].leaving.cumsum(0)[rows] - 1
+            found[name] = (rows, place, site.layer.dim)
+        return found
 
     def _offset(self, site: Site) -> Tensor:
         """What the bias of each row has to gain."""
@@ -222,40 +271,3 @@ def _masked(model: nn.Module, plan: Plan) -> nn.Module:
             nn.Parameter(zeroed, requires_grad=weight.requires_grad) if is_parameter else zeroed
         )
     return model
-
-
-def own_tensors(small: nn.Module, model: nn.Module) -> None:
-    """Give the slim model its own tensors, in the model's dtypes and memory layouts."""
-    originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
-    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    named.update(model.named_parameters(remove_duplicate=False))
-    dtypes = {name: x.dtype for name, x in named.items()}
-    memo: dict[int, Any] = {}
-    for module_name, module in small.named_modules():
-        for name, x in [
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ]:
-            full_name = f"{module_name}.{name}".lstrip(".")
-            own = copy.deepcopy(x, memo) if id(x) in originals else x
-            if own.is_floating_point():
-                own.data = own.data.to(
-                    dtypes.get(full_name) or dtypes[_neighbour(full_name, dtypes)]
-                )
-            own.data = own.data.contiguous(memory_format=_layout(named.get(full_name, own)))
-            setattr(module, name, own)
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """With the channels innermost, if that is how a tensor lies in memory."""
-    if not x.is_contiguous():
-        for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-            if x.dim() == dims and x.is_contiguous(memory_format=layout):
-                return layout
-    return torch.contiguous_format
-
-
-def _neighbour(name: str, dtypes: dict[str, torch.dtype]) -> str:
-    """The tensor of the same layer whose dtype something new takes."""
-    layer = f".{name}".removesuffix(".scatter.fill").removesuffix(".bias").removeprefix(".")
-    return next(other for other in dtypes if other.rpartition(".")[0] == layer)

@@ -1,11 +1,19 @@
 """A slim model on disk: `plan.json` says how it was cut, `model.safetensors` holds its weights.
 
-Each file knows the other's digest, and loading checks both against the model before it believes a
-number. Nothing is unpickled.
+Each file knows the other's digest. Before anything is allocated, loading compares every width in
+the plan with the model and the size of the weights with the plan. Nothing is unpickled.
+
+A new pair replaces an older one in three steps: the weights under a name of their own, then the
+plan, then the weights under their name. Whatever step a crash prevents, the plan that is there has
+its weights beside it.
 """
 
+import contextlib
 import hashlib
+import io
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +23,28 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from lightning_sparsity.sparse_file import unique, write
+from lightning_sparsity.disk import first_line, move, read_header, write
+from lightning_sparsity.sparse_file import unique
+from lightning_sparsity.surgery.copying import own_tensors, shared_copy
+from lightning_sparsity.surgery.flow import signature_of
 from lightning_sparsity.surgery.plan import Cut, Plan
-from lightning_sparsity.surgery.proof import shared_copy
-from lightning_sparsity.surgery.slim import attach, check_model, own_tensors, shrink
+from lightning_sparsity.surgery.plan_file import (
+    LARGEST_PLAN,
+    OF_PLAN,
+    check_form,
+    content_of,
+    cuts_of,
+    damaged,
+    digest_of,
+)
+from lightning_sparsity.surgery.plan_file import read_record as read_record
+from lightning_sparsity.surgery.plan_file import to_record as to_record
+from lightning_sparsity.surgery.slim import attach, shrink
 
-FORMAT, VERSION = "lightning-sparsity slim model", 1
-LARGEST_PLAN = 1 << 26
-HEADER_PER_TENSOR = 1 << 10
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+PER_TENSOR = 1 << 10  # bytes in a header or plan for what is not listed by channel
+PER_CHANNEL = 1 << 6
+PER_LETTER = 1 << 6  # a name comes several times, its letters escaped at worst
+PLAN, WEIGHTS, NEXT = "plan.json", "model.safetensors", "model.next.safetensors"
 
 
 def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
@@ -36,6 +57,7 @@ def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
 
     Raises:
         ValueError: If the model has other layers than the plan says, or state that is not tensors.
+        OSError: If a file cannot be written. A model that was saved there before is unchanged.
     """
     tensors = _tensors(small)
     _check_widths(small, plan)
@@ -43,12 +65,17 @@ def save(small: nn.Module, plan: Plan, folder: str | Path) -> None:
     stored, aliases = unique(tensors)
     record |= {"aliases": aliases, "tensors": {name: _kind(x) for name, x in tensors.items()}}
     content = {name: x.detach().cpu().contiguous() for name, x in stored.items()}
-    weights = save_tensors(content, metadata={"plan": _digest(record)})
+    weights = save_tensors(content, metadata={"plan": digest_of(record)})
     record["weights"] = hashlib.sha256(weights).hexdigest()
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / WEIGHTS, weights)
-    write(folder / PLAN, json.dumps(record).encode())
+    write(folder / NEXT, weights)
+    try:
+        write(folder / PLAN, json.dumps(record).encode())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (folder / NEXT).unlink()
+        raise
+    move(folder / NEXT, folder / WEIGHTS)
 
 
 @torch.no_grad()
@@ -67,13 +94,11 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         ValueError: If a file is damaged, or belongs to another file or another model.
     """
     folder = Path(folder)
-    record = read_record(folder / PLAN)
+    record = read_record(folder / PLAN, most=_room_for_plan(model))
     small = rebuild(model, record, folder / PLAN)
-    if not all(isinstance(record.get(table), dict) for table in ("aliases", "tensors")):
-        raise _damaged(folder / PLAN, "aliases and tensors have to be tables")
-    _check_tensors(small, record, folder / PLAN)
-    loaded = _read_weights(folder / WEIGHTS, record)
     own = _tensors(small)  # whose devices and memory layouts stay
+    _check_tensors(own, record, folder / PLAN)
+    loaded = _read_weights(folder, record)
     state = {name: loaded[record["aliases"].get(name, name)] for name in record["tensors"]}
     placed = {n: torch.empty_like(own[n], dtype=x.dtype).copy_(x) for n, x in state.items()}
     small.load_state_dict(placed, assign=True)
@@ -92,9 +117,15 @@ def rebuild(model: nn.Module, record: dict[str, Any], source: Path) -> nn.Module
     Raises:
         ValueError: If the record is damaged or belongs to another model.
     """
-    plan = _plan(record, source)
-    check_model(model, plan)
-    return _rebuilt(model, plan, source)
+    check_form(record, OF_PLAN, source)
+    signature, found = record["signature"], signature_of(model)
+    for name in {**signature, **found}:
+        if signature.get(name) != found.get(name):
+            raise ValueError(
+                f"{source} belongs to another model: {name!r} has shape {found.get(name)} here and "
+                f"{signature.get(name)} there. Pass a model as it was before the cut."
+            )
+    return _rebuilt(model, cuts_of(record, source), source)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -111,81 +142,34 @@ def _kind(x: Tensor) -> list[Any]:
     return [str(x.dtype).removeprefix("torch."), list(x.shape)]
 
 
-def to_record(plan: Plan) -> dict[str, Any]:
-    """All of a plan in numbers, strings and lists."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "gather": plan.gather,
-        "proof": plan.proof,
-        "signature": plan.signature,
-        "dead": {name: mask.nonzero().flatten().tolist() for name, mask in plan.dead.items()},
-        "widths": {name: mask.numel() for name, mask in plan.dead.items()},
-        "layers": {name: cut.to_json() for name, cut in plan.cuts.items()},
-    }
+def _room_for_plan(model: nn.Module) -> int:
+    """The most bytes that the plan of a model can have."""
+    channels, names = 0, [*model.state_dict()]
+    for name, module in model.named_modules():
+        names.append(name)
+        groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+        for x in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            channels += sum(x.shape[:1]) + sum(x.shape[1:2]) * groups
+        channels += 2 * _features(module)
+    letters = sum(len(name) for name in names)
+    room = PER_TENSOR * (len(names) + 1) + PER_LETTER * letters + PER_CHANNEL * channels
+    return min(room, LARGEST_PLAN)
 
 
-def _digest(record: dict[str, Any]) -> str:
-    content = {key: entry for key, entry in record.items() if key != "weights"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _features(module: nn.Module) -> int:
+    """How many channels a norm without weights works on; 0 for other modules."""
+    n = getattr(module, "num_features", 0)
+    return n if isinstance(n, int) else 0
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} cannot be trusted: {what}. Save the slim model again.")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """What `plan.json` says, with its form checked.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no plan of a slim model, or damaged.
-    """
-    if path.stat().st_size > LARGEST_PLAN:
-        raise _damaged(path, f"it has more than {LARGEST_PLAN} bytes")
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise _damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise _damaged(path, "it is not the plan of a slim model")
-    if record.get("version") != VERSION:
-        raise _damaged(path, f"it has version {record.get('version')}, this is version {VERSION}")
-    return record
-
-
-def _plan(record: dict[str, Any], path: Path) -> Plan:
-    try:
-        signature = {str(k): [int(n) for n in shape] for k, shape in record["signature"].items()}
-        cuts = {str(name): Cut.from_json(entry) for name, entry in record["layers"].items()}
-        dead = {
-            name: torch.zeros(_bounded(record["widths"][name]))
-            .bool()
-            .index_fill(0, torch.tensor(index, dtype=torch.long), True)
-            for name, index in record["dead"].items()
-        }
-        kept = {name: cuts[name].rows for name in dead}
-        return Plan(dead, bool(record["gather"]), cuts, kept, signature, record["proof"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise _damaged(
-            path, f"an entry is missing or malformed ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _bounded(n: object) -> int:
-    if not isinstance(n, int) or not 0 < n <= 1 << 24:
-        raise ValueError(f"a width of {n}")
-    return n
-
-
-def _rebuilt(model: nn.Module, plan: Plan, path: Path) -> nn.Module:
+def _rebuilt(model: nn.Module, cuts: Mapping[str, Cut], path: Path) -> nn.Module:
     """The model with the shapes of the slim one and no weights yet."""
     small = shared_copy(model)
     modules: dict[str, Any] = dict(small.named_modules())
-    for name, cut in plan.cuts.items():
-        if name not in modules or not cut.fits(modules[name]):
-            raise _damaged(path, f"layer {name!r} cannot be cut like this")
-    for name, cut in plan.cuts.items():
+    for name, cut in cuts.items():
+        if name not in modules or not _belongs(cut, modules[name]):
+            raise damaged(path, f"layer {name!r} cannot be cut like this")
+    for name, cut in cuts.items():
         module = modules[name]
         shrink(module, cut)
         if cut.bias:
@@ -197,50 +181,70 @@ def _rebuilt(model: nn.Module, plan: Plan, path: Path) -> nn.Module:
     return small
 
 
-def _check_tensors(small: nn.Module, record: dict[str, Any], path: Path) -> None:
-    found = {name: list(x.shape) for name, x in _tensors(small).items()}
-    listed = record["tensors"]
-    for name in {**found, **listed}:
-        entry = listed.get(name)
-        shape = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if name not in found or shape != found[name]:
-            raise _damaged(
-                path, f"{name!r} is listed with shape {shape}, the model has {found.get(name)}"
-            )
+def _belongs(cut: Cut, module: nn.Module) -> bool:
+    """Whether a module can be cut like this, so that nothing becomes wider than it is."""
+    width, weight = cut.layer.widths[0], getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return cut.fits(module) and _features(module) == width >= cut.width and not cut.bias
+    fits = weight.dim() > 0 and weight.is_floating_point() and cut.fits(module)
+    return fits and width >= cut.width and (cut.layer.kind != "channel" or len(weight) == width)
 
 
-def _read_weights(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+def _check_tensors(own: Mapping[str, Tensor], record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a plan that lists other tensors than those of the model that it makes."""
     listed = record["tensors"]
-    stored = {name: entry for name, entry in listed.items() if name not in record["aliases"]}
-    room = HEADER_PER_TENSOR * (len(stored) + 1) + sum(
-        8 * _count(shape) for _, shape in stored.values()
+    for name in {**own, **listed}:
+        dtype, shape = listed.get(name, (None, None))
+        found = list(own[name].shape) if name in own else None
+        if shape != found:
+            raise damaged(path, f"{name!r} is listed with shape {shape}, the model has {found}")
+        if not _same_kind(getattr(torch, dtype, None), own[name].dtype):
+            raise damaged(path, f"{name!r} is listed with dtype {dtype!r}")
+    for name, first in record["aliases"].items():
+        if name not in listed or first in record["aliases"] or listed[name] != listed.get(first):
+            raise damaged(path, f"{name!r} cannot be the same tensor as {first!r}")
+
+
+def _same_kind(listed: object, own: torch.dtype) -> bool:
+    """Whether values of one dtype can take the place of another's: floats that of floats."""
+    same = isinstance(listed, torch.dtype) and listed.is_floating_point == own.is_floating_point
+    return listed == own or (same and own.is_floating_point)
+
+
+def _read_weights(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    stored = {n: entry for n, entry in record["tensors"].items() if n not in record["aliases"]}
+    room = PER_TENSOR + sum(
+        PER_TENSOR + PER_LETTER * len(name) + 8 * math.prod(shape)
+        for name, (_, shape) in stored.items()
     )
-    if path.stat().st_size > room:
-        raise _damaged(path, "it is larger than the plan says")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.get("weights"):
-        raise _damaged(path, "it is not the file that plan.json was saved with")
+    content = _matching(folder, room, record["weights"])
     try:
+        about = read_header(io.BytesIO(content))["__metadata__"]
         tensors = load_tensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(path, f"it is not a safetensors file ({error})") from error
-    if header.get("__metadata__", {}).get("plan") != _digest(record):
-        raise _damaged(
-            path.with_name(PLAN), "it is not the plan that model.safetensors was saved with"
-        )
+        digest = digest_of(record)
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, f"its form is wrong ({first_line(error)})") from error
+    if about.get("plan") != digest:
+        raise damaged(folder / PLAN, f"it is not the plan that {WEIGHTS} was saved with")
     if {name: _kind(x) for name, x in tensors.items()} != stored:
-        raise _damaged(path, "its tensors are not those that plan.json lists")
-    if not all(alias in listed and first in tensors for alias, first in record["aliases"].items()):
-        raise _damaged(path, "a shared tensor is missing")
+        raise damaged(path, "its tensors are not those that plan.json lists")
     return tensors
 
 
-def _count(shape: list[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+def _matching(folder: Path, room: int, digest: str) -> bytes:
+    """The weights that a plan was saved with: after a crash they may have their first name yet."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        content = content_of(folder / NEXT, room)
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+    try:
+        content = content_of(folder / WEIGHTS, room)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("it is not the file that plan.json was saved with")
+    except ValueError as error:
+        raise damaged(folder / WEIGHTS, str(error)) from error
+    return content
 
 
 def _check_widths(small: nn.Module, plan: Plan) -> None:

@@ -28,6 +28,8 @@ class Weight:
 class Unknown:
     """A tensor that was computed on the way and may differ in the next run (noise, positions)."""
 
+    shape: tuple[int, ...] = ()
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -134,9 +136,14 @@ class Tape:
     variables: int = 1
     fixed_flops: int = 0
     """Multiply-adds of the convolutions and linear layers that cannot be cut."""
+    sizes: list[tuple[int, Value]] = field(default_factory=list)
+    """Values whose sizes were read as numbers, each with the number of steps before it."""
     borrowed: set[str] = field(default_factory=set)
     """Layers whose weights are used by other code than their own call."""
-    held: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        self.held = torch.ones(1, dtype=torch.bool)
+        """Which variables are frozen."""
 
     def new_variables(self, n: int) -> Tensor:
         """`n` fresh variables."""
@@ -163,6 +170,7 @@ class Tape:
     def forget_training(self) -> None:
         """Take back a run in training mode that failed half-way."""
         self.steps = [step for step in self.steps if not step.training]
+        self.sizes = [(at, value) for at, value in self.sizes if at <= len(self.steps)]
         for name, site in list(self.sites.items()):
             site.calls = [call for call in site.calls if not call.training]
             if not site.calls:
@@ -171,11 +179,13 @@ class Tape:
     def hold_borrowed(self) -> None:
         """Keep layers whole whose weights other code uses too."""
         for name in self.borrowed & set(self.sites):
-            site = self.sites[name]
-            site.can_select = site.can_scatter = False
-            why = (name, "weight", "is used outside the layer")
-            for variables in (site.rows, site.columns):
-                self.hold(variables[variables != 0], why)
+            self.keep_whole(self.sites[name], (name, "weight", "is used outside the layer"))
+
+    def keep_whole(self, site: Site, why: tuple[str, str, str]) -> None:
+        """Let a layer make and read what it did, without a `Select` or `Scatter`."""
+        site.can_select = site.can_scatter = False
+        for variables in (site.rows, site.columns):
+            self.hold(variables[variables != 0], why)
 
     def is_held(self, variables: Tensor) -> Tensor:
         """Whether variables are frozen already."""

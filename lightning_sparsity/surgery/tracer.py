@@ -1,8 +1,9 @@
 """The mode under which a model runs once while its channels are followed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,12 +20,16 @@ class Tracer(TorchFunctionMode):
     Args:
         model: The model that will run.
         tape: Where to write.
+        kept: Tensors that modules keep as plain attributes.
         training: Whether the run shows the model in training mode.
     """
 
-    def __init__(self, model: nn.Module, tape: Tape, *, training: bool) -> None:
+    def __init__(
+        self, model: nn.Module, tape: Tape, kept: Iterable[Tensor], *, training: bool
+    ) -> None:
         super().__init__()
-        self.recorder = Recorder(model, tape, training=training)
+        self.recorder = Recorder(model, tape, kept, training=training)
+        self.modules = list(model.modules())  # known by their id, they have to stay
         self.names = {id(module): name for name, module in model.named_modules()}
         self.paused = 0
 
@@ -33,16 +38,20 @@ class Tracer(TorchFunctionMode):
         if id(module) in self.names:
             first = args[0] if args and isinstance(args[0], Tensor) else None
             self.recorder.frames.append(Frame(module, self.names[id(module)], first))
-            self.paused += is_frozen_norm(module)
+            self.paused += looks_like_frozen_norm(module)
 
     def leave_module(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         """A module ends: a `Scatter` can follow if it does nothing across channels to its layer."""
         if id(module) not in self.names:
             return
+        self.paused += 1  # what happens here is ours, not the model's
+        self._leave(module, args, result)
+        self.paused -= 1 + looks_like_frozen_norm(module)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         frame = self.recorder.frames[-1]
-        if is_frozen_norm(module) and isinstance(result, Tensor):
-            self.paused -= 1
-            follow_channels(self.recorder, frame, args[0], result, 1)
+        if looks_like_frozen_norm(module):
+            self._leave_frozen_norm(frame, args, result)
         self.recorder.frames.pop()
         self.recorder.look_for_strangers(list(tensors_of(result)))
         if frame.call is not None:
@@ -51,6 +60,17 @@ class Tracer(TorchFunctionMode):
                 frame.call.leaving = value
             else:
                 self.recorder.tape.sites[frame.name].can_scatter = False
+
+    def _leave_frozen_norm(self, frame: Frame, args: tuple[Any, ...], result: object) -> None:
+        """What was not followed inside: a norm, if it computed what a norm computes."""
+        x = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else None
+        if x is not None and isinstance(result, Tensor) and is_normalised(frame.module, x, result):
+            return follow_channels(self.recorder, frame, x, result, 1)
+        tensors, results = list(tensors_of(args)), list(tensors_of(result))
+        values = [v for v in map(self.recorder.value, tensors) if v is not None]
+        name = type(frame.module).__name__
+        op = Op(name, frame.module.forward, (), {}, tensors, values, results)
+        return self.recorder.opaque(op, "looks like a BatchNorm, but computes something else")
 
     def __torch_function__(
         self,
@@ -84,7 +104,11 @@ class Tracer(TorchFunctionMode):
             self._write_exit(name, tensors)
         if result is None:
             results = tensors[:1]  # `x[...] = y` returns nothing
+        if name in ops.TEMPLATES:
+            tensors = tensors[:1]
         values = [v for v in map(self.recorder.value, tensors) if v is not None]
+        if name in ops.SIZES:
+            self.recorder.tape.sizes += [(len(self.recorder.tape.steps), v) for v in values]
         op = Op(name, func, args, kwargs, tensors, values, results)
         if changed is not None:
             self._write_behind(changed, op)
@@ -125,6 +149,25 @@ class Tracer(TorchFunctionMode):
                 self.recorder.mark(x, NEUTRAL if neutral else None)
 
 
-def is_frozen_norm(module: nn.Module) -> bool:
-    """Whether a module is torchvision's batch norm of buffers, made of sums and products."""
-    return type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "running_var")
+def looks_like_frozen_norm(module: nn.Module) -> bool:
+    """Whether a module keeps what a batch norm keeps, and is none of PyTorch's."""
+    if isinstance(module, nn.modules.batchnorm._NormBase) or next(module.children(), None):
+        return False
+    own = [
+        getattr(module, name, None) for name in ("weight", "bias", "running_mean", "running_var")
+    ]
+    return all(isinstance(x, Tensor) and x.dim() == 1 for x in own) and len(set(map(len, own))) == 1  # type: ignore[arg-type]
+
+
+def is_normalised(module: Any, x: Tensor, result: Tensor) -> bool:  # noqa: ANN401
+    """Whether a result is the batch norm of `x` by a module's running mean and variance."""
+    if x.dim() < 2 or x.size(1) != len(module.weight) or result.shape != x.shape:
+        return False
+    mean, var, weight, bias, x, found = (
+        y.detach().double()
+        for y in (module.running_mean, module.running_var, module.weight, module.bias, x, result)
+    )
+    eps = float(getattr(module, "eps", 1e-5))
+    expected = torch.nn.functional.batch_norm(x, mean, var, weight, bias, eps=eps)
+    scale = float(expected.abs().max())
+    return bool((found - expected).abs().max() <= 1e3 * torch.finfo(result.dtype).eps * scale)

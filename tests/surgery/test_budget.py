@@ -39,13 +39,58 @@ def test_a_share_is_the_percentile_of_all_scales(amount: float, randomise: Any) 
         assert torch.equal(dead, flow.model.get_submodule(name).weight.detach().abs() <= threshold)
 
 
-def test_ties_at_the_threshold_go(randomise: Any) -> None:
+def test_of_equal_scales_just_enough_are_removed(randomise: Any) -> None:
     model = randomise(chain(4, 4))
     model[1].weight.data[:] = model[4].weight.data[:] = torch.tensor([0.1, 0.2, 0.2, 0.9])
-    plan = surgery.trace(model, IMAGE).plan_by(0.3)
+    plan = surgery.trace(model, IMAGE).plan_by(0.3)  # int(8 * 0.3) + 1 = 3
     assert {name: dead.tolist() for name, dead in plan.dead.items()} == {
-        name: [True, True, True, False] for name in ("1", "4")
+        "1": [True, True, False, False],
+        "4": [True, False, False, False],
     }
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.5, 0.83])
+def test_a_fresh_network_loses_the_same_share_of_every_layer(amount: float) -> None:
+    flow = surgery.trace(chain(16, 5, 40, 64).double(), IMAGE)
+    plan = flow.plan_by(amount)
+    counts = {name: int(dead.sum()) for name, dead in plan.dead.items()}
+    assert sum(counts.values()) == int(125 * amount) + 1
+    assert all(abs(counts[name] - amount * n) <= 1 for name, n in flow.norms.items())
+    again = flow.plan_by(amount)
+    assert all(torch.equal(dead, again.dead[name]) for name, dead in plan.dead.items())
+
+
+def test_a_tie_in_parts_of_layers_is_spread_over_those_parts(randomise: Any) -> None:
+    model = randomise(chain(20, 20))
+    model[1].weight.data[10:], model[1].weight.data[:10] = -0.1, 3.0
+    model[4].weight.data[:] = 0.1
+    plan = surgery.trace(model, IMAGE).plan_by(14.5 / 40)  # 15 of the 30 equal ones
+    assert plan.dead["1"].nonzero().flatten().tolist() == [10, 11, 12, 13, 14]
+    assert plan.dead["4"].nonzero().flatten().tolist() == list(range(10))
+
+
+def test_exact_zeros_are_always_removed(randomise: Any) -> None:
+    model = randomise(chain(10, 10))
+    model[1].weight.data[3:9] = 0
+    assert surgery.trace(model, IMAGE).plan_by(0.1).kept["1"].tolist() == [0, 1, 2, 9]
+
+
+def test_what_a_tie_decides_alone_is_noted(randomise: Any) -> None:
+    model = randomise(chain(10, 10))
+    assert surgery.trace(model, IMAGE).plan_by(0.3).notes == []
+    model[1].weight.data[:] = model[4].weight.data[:5] = 0.25
+    flow = surgery.trace(model, IMAGE)
+    plan = flow.plan_by(0.3)
+    (note,) = plan.notes
+    assert note in str(plan)
+    assert "15 of 20 BatchNorm scales have the same magnitude 0.25:" in note
+    assert flow.plan_by(Threshold(0.25)).notes == []  # takes all of them
+
+
+def test_the_last_of_equal_scales_is_the_one_that_a_layer_keeps() -> None:
+    plan = surgery.trace(chain(6, 9).double(), IMAGE).plan_by(0.99, keep_at_least=2)
+    assert plan.dead["1"].tolist() == [True] * 4 + [False] * 2
+    assert plan.dead["4"].tolist() == [True] * 7 + [False] * 2
 
 
 def test_every_layer_keeps_its_largest_scales(randomise: Any) -> None:
@@ -125,8 +170,57 @@ def test_amounts_outside_are_refused(amount: float) -> None:
             budget(amount)
 
 
-@pytest.mark.parametrize("at", [-1.0, float("nan"), float("inf")])
-def test_thresholds_outside_are_refused(at: float) -> None:
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        (50, r"\(0, 1\), got amount=50: did you mean 0.5\?"),
+        ("50%", r"\(0, 1\), got amount='50%': did you mean 0.5\?"),
+        ("0.5", r"\(0, 1\), got amount='0.5': did you mean 0.5\?"),
+        ("half", r"\(0, 1\), got amount='half'\."),
+        (True, r"\(0, 1\), got amount=True\."),
+        (None, r"\(0, 1\), got amount=None\."),
+        (Flops, r"got the class Flops itself: did you mean Flops\(0.5\)\?"),
+    ],
+    ids=str,
+)
+def test_amounts_that_are_no_share_are_refused_with_the_cure(amount: Any, message: str) -> None:
+    flow = surgery.trace(chain(4).double(), IMAGE)
+    with pytest.raises(ValueError, match=message):
+        flow.plan_by(amount)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (50, r"got keep=50: did you mean \w+\(0.5\)\?"),
+        ("0.5", r"got keep='0.5': did you mean \w+\(0.5\)\?"),
+        (True, r"got keep=True\."),
+    ],
+)
+def test_costs_that_are_no_share_are_refused_with_the_cure(keep: Any, message: str) -> None:
+    for budget in (Flops, Params):
+        with pytest.raises(ValueError, match=message):
+            budget(keep)
+
+
+@pytest.mark.parametrize("wrong", [1.5, -1, True, "1"], ids=repr)
+def test_a_number_of_channels_to_keep_that_is_none_is_refused(wrong: Any) -> None:
+    flow = surgery.trace(chain(4).double(), IMAGE)
+    with pytest.raises(ValueError, match=f"keep_at_least to be a whole number >= 0, got {wrong!r}"):
+        flow.plan_by(0.5, keep_at_least=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["no", 1, None], ids=repr)
+def test_gathering_is_yes_or_no(wrong: Any) -> None:
+    flow = surgery.trace(chain(4).double(), IMAGE)
+    with pytest.raises(ValueError, match=f"gather needs True or False, got {wrong!r}"):
+        flow.plan_by(0.5, gather=wrong)
+    with pytest.raises(ValueError, match=f"gather needs True or False, got {wrong!r}"):
+        flow.plan({}, gather=wrong)
+
+
+@pytest.mark.parametrize("at", ["0.1", True, -1.0, float("nan"), float("inf")])
+def test_thresholds_outside_are_refused(at: Any) -> None:
     with pytest.raises(ValueError, match="Threshold needs a finite number"):
         Threshold(at)
 

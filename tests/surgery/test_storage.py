@@ -1,6 +1,8 @@
 """A slim model on disk, and what damaged files say."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_sparsity import surgery
 from lightning_sparsity.models import ResNet20
+from lightning_sparsity.surgery.plan_file import digest_of
 
 IMAGE = torch.randn(1, 3, 32, 32)
 
@@ -135,7 +140,215 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "tensor dropped": lambda f: rewrite(f, lambda r: r["tensors"].popitem()),
     "alias invented": lambda f: rewrite(f, lambda r: r["aliases"].update(a="b")),
     "entry missing": lambda f: rewrite(f, lambda r: r.pop("gather")),
+    "plan nested": lambda f: (f / "plan.json").write_text('{"format":' * 100_000),
+    "plan not text": lambda f: (f / "plan.json").write_bytes(b'{"\xff": 1}'),
+    "entry twice": lambda f: (f / "plan.json").write_text('{"version": 1, "version": 1}'),
+    "version of truth": lambda f: rewrite(f, lambda r: r.update(version=True)),
+    "proof not a number": lambda f: rewrite(f, lambda r: r.update(proof=float("nan"))),
+    "number of 5000 digits": lambda f: (f / "plan.json").write_text("9" * 5000),
+    "plan a folder": lambda f: ((f / "plan.json").unlink(), (f / "plan.json").mkdir()),
+    "weights a folder": lambda f: (
+        (f / "model.safetensors").unlink(),
+        (f / "model.safetensors").mkdir(),
+    ),
+    "plan padded": lambda f: rewrite(f, lambda r: r.update(more="x" * (1 << 20))),
 }
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the plan, and let both files know the other's digest as if it were right."""
+    record = json.loads((folder / "plan.json").read_text())
+    change(record)
+    tensors = load_file(folder / "model.safetensors")
+    weights = save_tensors(tensors, metadata={"plan": digest_of(record)})
+    (folder / "model.safetensors").write_bytes(weights)
+    record["weights"] = hashlib.sha256(weights).hexdigest()
+    (folder / "plan.json").write_text(json.dumps(record))
+
+
+def of_first_alias(record: dict[str, Any]) -> str:
+    return next(iter(record["aliases"]))
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "rows of floats": lambda r: first_layer(r).update(
+        rows=[float(n) for n in first_layer(r)["rows"]]
+    ),
+    "rows of truth": lambda r: first_layer(r).update(rows=[False, True]),
+    "rows of lists": lambda r: first_layer(r).update(rows=[[0]]),
+    "rows as text": lambda r: first_layer(r).update(rows="0123"),
+    "rows missing": lambda r: first_layer(r).pop("rows"),
+    "more leave than there are": lambda r: first_layer(r).update(
+        width=1 << 24, scatter=list(range(len(first_layer(r)["rows"])))
+    ),
+    "wider than the model": lambda r: first_layer(r)["layer"].update(widths=[1 << 24, 1 << 24]),
+    "another kind": lambda r: first_layer(r)["layer"].update(kind="channel", widths=[8, 8]),
+    "a kind that is a list": lambda r: first_layer(r)["layer"].update(kind=["dense"]),
+    "layer of nothing": lambda r: r["layers"].update({"": first_layer(r)}),
+    "layer of text": lambda r: r["layers"].update(stem="0"),
+    "no layers": lambda r: r.update(layers={}),
+    "layers in a list": lambda r: r.update(layers=[]),
+    "mask of another width": lambda r: r["widths"].update(dict.fromkeys(r["widths"], 1 << 24)),
+    "mask without a width": lambda r: r["widths"].clear(),
+    "mask that falls": lambda r: r["dead"].update({name: [1, 0] for name in r["dead"]}),
+    "mask out of range": lambda r: r["dead"].update({name: [8] for name in r["dead"]}),
+    "mask of another layer": lambda r: r["dead"].update(other=[]),
+    "shapes of text": lambda r: r.update(signature=dict.fromkeys(r["signature"], "8")),
+    "gather of numbers": lambda r: r.update(gather=1),
+    "proof of text": lambda r: r.update(proof="0"),
+    "dtype of numbers": lambda r: r["tensors"].update({"two.bias": [32, [8]]}),
+    "dtype of integers": lambda r: r["tensors"]["two.bias"].__setitem__(0, "int64"),
+    "dtype unknown": lambda r: r["tensors"]["two.bias"].__setitem__(0, "nn"),
+    "tensor huge": lambda r: r["tensors"]["two.bias"].__setitem__(1, [1 << 40]),
+    "tensor short": lambda r: r["tensors"]["two.bias"].pop(),
+    "tensor of floats": lambda r: r["tensors"].update(
+        {n: [d, [float(k) for k in shape]] for n, (d, shape) in r["tensors"].items()}
+    ),
+    "alias of a list": lambda r: r["aliases"].update({of_first_alias(r): ["one.weight"]}),
+    "alias of nothing": lambda r: r["aliases"].update({of_first_alias(r): "nothing"}),
+    "alias of itself": lambda r: r["aliases"].update({of_first_alias(r): of_first_alias(r)}),
+    "alias of another shape": lambda r: r["aliases"].update({of_first_alias(r): "one.bias"}),
+    "alias unlisted": lambda r: r["aliases"].update(a="one.bias"),
+    "tensors missing": lambda r: r.pop("tensors"),
+}
+
+
+@pytest.mark.parametrize("change", FORGED)
+@pytest.mark.parametrize("saved", [Tied], indirect=True, ids=["tied"])
+def test_a_forged_plan_is_refused_though_its_digests_are_right(change: str, saved: Any) -> None:
+    build, _, folder = saved
+    forge(folder, FORGED[change])
+    with pytest.raises(ValueError, match=r"cannot be trusted: .*Save the slim model again") as got:
+        surgery.load(build(), folder)
+    assert type(got.value) is ValueError
+
+
+@pytest.mark.parametrize("saved", [Tied], indirect=True, ids=["tied"])
+def test_what_does_not_matter_may_be_forged(saved: Any) -> None:
+    build, small, folder = saved
+    forge(folder, lambda r: r.update(more=[]))
+    loaded = surgery.load(build(), folder)
+    assert all(torch.equal(x, small.state_dict()[name]) for name, x in loaded.state_dict().items())
+
+
+class Many(nn.Sequential):
+    """Little memory, many norms."""
+
+    def __init__(self) -> None:
+        super().__init__(*(nn.BatchNorm1d(4) for _ in range(200)))
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many entries the largest tensor has that is made inside."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+def test_a_small_plan_cannot_take_much_memory(tmp_path: Path) -> None:
+    flow = surgery.trace(Many().eval(), torch.rand(2, 4))
+    plan = flow.plan({})
+    surgery.save(surgery.slim(Many().eval(), plan), plan, tmp_path)
+    model = Many()
+    with Largest() as seen:
+        surgery.load(model, tmp_path)
+    assert 0 < seen.entries <= 16
+
+    def widen(record: dict[str, Any]) -> None:
+        for name, entry in record["layers"].items():
+            entry["layer"]["widths"] = [1 << 24, 1 << 24]
+            entry.update(width=1 << 24, scatter=entry["rows"])
+            record["widths"][name] = 1 << 24
+
+    forge(tmp_path, widen)
+    message = "cannot be trusted: layer '0' cannot be cut like this"
+    with Largest() as seen, pytest.raises(ValueError, match=message):
+        surgery.load(model, tmp_path)
+    assert seen.entries <= 16
+
+
+def pair(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Crash(BaseException):
+    """What nothing cleans up after."""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+@pytest.mark.parametrize("saved", [Tied], indirect=True, ids=["tied"])
+def test_after_a_crash_the_older_or_the_newer_model_loads(
+    survived: int, saved: Any, randomise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, old, folder = saved
+    model = randomise(build()).float()
+    flow = surgery.trace(model, IMAGE)
+    plan = flow.plan({"stem.1": torch.arange(8) < 5})
+    new = surgery.slim(model, plan)
+    replace, left = os.replace, [None] * survived
+
+    def interrupted(source: Path, target: Path) -> None:
+        if not left:
+            raise Crash("stopped")
+        left.pop()
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        patch.setattr(Path, "unlink", lambda *_: None)
+        with pytest.raises(Crash, match="stopped"):
+            surgery.save(new, plan, folder)
+    expected = (new if survived == 2 else old).state_dict()
+    found = surgery.load(build(), folder).state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in found.items())
+    surgery.save(new, plan, folder)
+    assert (folder / "model.safetensors").exists()
+    assert not (folder / "model.next.safetensors").exists()
+    assert all(
+        torch.equal(x, new.state_dict()[name])
+        for name, x in surgery.load(build(), folder).state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("saved", [Tied], indirect=True, ids=["tied"])
+def test_a_save_that_fails_leaves_what_was_there(
+    saved: Any, randomise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, _, folder = saved
+    before = pair(folder)
+    model = randomise(build()).float()
+    plan = surgery.trace(model, IMAGE).plan({})
+    new = surgery.slim(model, plan)
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "plan.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"plan\.json cannot be written .*Make .*slim a folder with"):
+        surgery.save(new, plan, folder)
+    assert pair(folder) == before
+
+
+@pytest.mark.parametrize("saved", [Tied], indirect=True, ids=["tied"])
+def test_a_folder_that_is_a_file_is_named(saved: Any, tmp_path: Path, randomise: Any) -> None:
+    build, small, _ = saved
+    model = randomise(build())
+    plan = surgery.trace(model, IMAGE.double()).plan({})
+    file = tmp_path / "file"
+    file.write_text("what was there")
+    with pytest.raises(OSError, match=r"cannot be written .*Make .*file a folder"):
+        surgery.save(surgery.slim(model, plan), plan, file)
+    assert file.read_text() == "what was there"
+    with pytest.raises(ValueError, match=r"plan\.json cannot be trusted: .*file is not a folder"):
+        surgery.load(small, file)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -1,0 +1,110 @@
+"""Copies of somebody's model: with its weights or sharing them, whatever else it holds."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def full_copy(model: nn.Module) -> nn.Module:
+    """A copy with weights of its own; what cannot be copied, such as a lock, is shared."""
+    return _copied(model, ())
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares all parameters and buffers with the original."""
+    return _copied(model, [*model.parameters(), *model.buffers()])
+
+
+def _copied(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
+    shared = list(shared)
+    try:
+        return copy.deepcopy(model, {id(x): x for x in shared})
+    except Exception:  # anything may be an attribute, and refuse in its own way
+        replaced = dict(_stubborn(model))
+        return copy.deepcopy(model, {id(x): x for x in shared} | replaced)
+
+
+def _stubborn(model: nn.Module) -> Iterator[tuple[int, Any]]:
+    """What `deepcopy` refuses, by id, with what stands for it in a copy."""
+    for module in model.modules():
+        for name, x in vars(module).items():
+            if name not in TABLES:
+                yield from _replaced(x)
+        for x in module._buffers.values():
+            if x is not None and not x.is_leaf:
+                yield id(x), x.detach().clone()
+
+
+def _replaced(x: Any) -> Iterator[tuple[int, Any]]:  # noqa: ANN401
+    if isinstance(x, Tensor):
+        if not x.is_leaf:  # it belongs to the graph of a training step
+            yield id(x), x.detach().clone()
+    elif isinstance(x, (list, tuple, set, dict)):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from _replaced(part)
+    elif not isinstance(x, nn.Module):
+        try:
+            copy.deepcopy(x)
+        except Exception:
+            yield id(x), x
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy of a model in float64 that shares the tensors that are float64 already."""
+    model = shared_copy(model)
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, x in own:
+            if x.is_floating_point() and id(x) not in memo:
+                wide = x.detach().double()
+                memo[id(x)] = (
+                    nn.Parameter(wide, requires_grad=x.requires_grad)
+                    if isinstance(x, nn.Parameter)
+                    else wide
+                )
+            setattr(module, name, memo.get(id(x), x))
+    return model
+
+
+def own_tensors(small: nn.Module, model: nn.Module) -> None:
+    """Give the slim model its own tensors, in the model's dtypes and memory layouts."""
+    originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
+    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    named.update(model.named_parameters(remove_duplicate=False))
+    memo: dict[int, Any] = {}
+    for module_name, module in small.named_modules():
+        for name, x in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
+            full_name = f"{module_name}.{name}".lstrip(".")
+            like = named.get(full_name)
+            like = _neighbour(full_name, named, x) if like is None else like
+            own = copy.deepcopy(x, memo) if id(x) in originals else x
+            dtype = like.dtype if own.is_floating_point() else own.dtype
+            own.data = own.data.to(like.device, dtype)
+            own.data = own.data.contiguous(memory_format=_layout(named.get(full_name, own)))
+            setattr(module, name, own)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """With the channels innermost, if that is how a tensor lies in memory."""
+    if not x.is_contiguous():
+        for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+            if x.dim() == dims and x.is_contiguous(memory_format=layout):
+                return layout
+    return torch.contiguous_format
+
+
+def _neighbour(name: str, named: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The tensor whose dtype and device something new takes: of its layer, or of any."""
+    layer = name.partition(".scatter.")[0].partition(".select.")[0].removesuffix(".bias")
+    floats = {other: y for other, y in named.items() if y.is_floating_point()}
+    own = (y for other, y in floats.items() if other.rpartition(".")[0] == layer)
+    return next(own, next(iter(floats.values()), x))
