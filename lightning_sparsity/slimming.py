@@ -76,8 +76,8 @@ def check(penalty: Penalty, update: str, *, coupled: bool) -> None:
         raise ValueError("update='subgradient' has no coupling: leave beta out.")
     if penalty.acts == "rows":
         raise ValueError(f"{penalty!r} acts on rows, but the scales are one vector.")
-    if isinstance(penalty, L0Ball) and update == "subgradient":
-        raise ValueError("L0Ball has no slope to descend: use update='splitting'.")
+    if update == "subgradient" and not penalty.subgradient(torch.tensor([1e-3, 0.1])).any():
+        raise ValueError(f"{penalty!r} has a zero subgradient: use update='splitting'.")
     penalty.prox(torch.ones(1), 1.0)  # a combination without an exact prox says so here
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor, nn
 
 from lightning_sparsity import slimming, surgery
+from lightning_sparsity.callbacks.arguments import check_dirpath, check_flag
 from lightning_sparsity.callbacks.network import Inputs, bare, place
 from lightning_sparsity.callbacks.report import describe, write
 from lightning_sparsity.callbacks.trial import (
@@ -50,8 +51,8 @@ class Cutting:
         known = get_args(slimming.Compensate)
         if compensate not in known:
             raise ValueError(f"compensate must be one of {', '.join(known)}, got {compensate!r}.")
-        if amount is not None and not isinstance(amount, surgery.Budget):
-            surgery.Share(amount)  # out of range, it says so here
+        check_flag("gather", gather)
+        check_dirpath(dirpath)
         self.owner = owner
         self.amount = amount
         self.gather = gather

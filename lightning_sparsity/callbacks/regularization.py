@@ -13,6 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import regularization
+from lightning_sparsity.callbacks.arguments import (
+    check_flag,
+    check_penalty,
+    check_strength_kind,
+)
 from lightning_sparsity.callbacks.conditions import (
     check_end,
     check_order,
@@ -99,6 +104,9 @@ class Regularization(CutCallback):
         cut: bool | None = None,
         dirpath: str | None = None,
     ) -> None:
+        check_penalty(penalty, number="lam")
+        check_strength_kind("lam", lam)
+        check_flag("cut", cut, also=(None,))
         regularization.check_strength(at(lam, 0))
         check_fit(penalty, groups)
         regularization.check(penalty, update)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import slimming
+from lightning_sparsity.callbacks.arguments import check_ball, check_penalty, check_strength_kind
 from lightning_sparsity.callbacks.conditions import check_end, check_order, check_whole, progress
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
 from lightning_sparsity.callbacks.cut_callback import CutCallback
@@ -21,6 +22,7 @@ from lightning_sparsity.schedules import Schedule, at
 from lightning_sparsity.selection import Select, Selected, check_finite, owned, select_weights
 from lightning_sparsity.splitting import check_strengths
 from lightning_sparsity.surgery import Budget
+from lightning_sparsity.surgery.budget import budget_of
 
 SCALES = Select(types=("BatchNorm", "SyncBatchNorm"))
 
@@ -62,8 +64,10 @@ class NetworkSlimming(CutCallback, SplitCallback):
 
     Raises:
         ValueError: If an argument is out of range or has no meaning for `update`; when training
-            starts, if there is no BatchNorm with scales; after the first batch, if the network
-            cannot be traced or the budget cannot be met.
+            starts, if there is no BatchNorm with scales; after the first batch, when a cut is tried
+            on a copy, if the network cannot be traced or the budget cannot be met.
+        RuntimeError: After the first batch, if that cut fails the equivalence check.
+        OSError: After the first batch, if its files cannot be written.
         MisconfigurationException: If another callback or the strategy works against it.
 
     Example:
@@ -94,7 +98,12 @@ class NetworkSlimming(CutCallback, SplitCallback):
         compensate: slimming.Compensate = "shift",
         dirpath: str | None = None,
     ) -> None:
+        budget = budget_of(amount)
         self.penalty = slimming.default_penalty(amount) if penalty is None else penalty
+        check_penalty(self.penalty, number="amount")
+        check_strength_kind("lam", lam)
+        check_strength_kind("beta", 1.0 if beta is None else beta)
+        check_ball(self.penalty, budget)
         self.update = slimming.default_update(self.penalty) if update is None else update
         slimming.check(self.penalty, self.update, coupled=beta is not None)
         self.lam = lam

@@ -13,6 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_sparsity import splitting
+from lightning_sparsity.callbacks.arguments import (
+    check_flag,
+    check_penalty,
+    check_strength_kind,
+)
 from lightning_sparsity.callbacks.conditions import (
     check_end,
     check_order,
@@ -95,6 +100,11 @@ class RelaxedVariableSplitting(CutCallback, SplitCallback):
         compiled: bool | Literal["auto"] = "auto",
         cut: bool | None = None,
     ) -> None:
+        check_penalty(penalty, number="lam")
+        check_strength_kind("lam", lam)
+        check_strength_kind("beta", beta)
+        check_flag("compiled", compiled, also=("auto",))
+        check_flag("cut", cut, also=(None,))
         splitting.check_strengths(at(lam, 0), at(beta, 0))
         check_fit(penalty, groups)
         penalty.prox(torch.ones(1, 1), 1.0)  # a combination without an exact prox says so here

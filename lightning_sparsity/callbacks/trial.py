@@ -17,8 +17,8 @@ from lightning_sparsity.callbacks.network import first_examples
 from lightning_sparsity.surgery.copying import shared_copy
 from lightning_sparsity.surgery.running import each_tensor
 
-ROWS, COLUMNS = 0.5, 0.25
-"""Which fractions of channels and of columns are drawn where training has made nothing zero yet."""
+HALF, SOME, FEW = 0.5, 0.3, 0.1
+"""Which fractions of channels, rows and columns are dead: one after the other, some is half."""
 Amount = float | surgery.Budget | None
 
 
@@ -44,12 +44,13 @@ def try_cut(
 ) -> tuple[nn.Module, surgery.Plan]:
     """Cut a copy of the network that was traced, with the equivalence check.
 
-    Nothing of the network changes. Where the amount removes nothing yet, as with fresh weights,
-    about half of the channels count as zero: always the same ones.
+    About half of the channels are dead in it, always the same ones. What the amount asks for would
+    not do: of fresh scales, which are all alike, it takes all or nothing, and a network with one
+    channel per layer answers the same to everything. Nothing of the network changes.
 
     Args:
         flow: The trace.
-        amount: How much to cut; None: what is zero.
+        amount: How much to cut, which has to be possible; None: what is zero.
         gather: Whether layers may pick their inputs.
         compensate: What makes up for channels whose scale is not zero.
 
@@ -62,12 +63,14 @@ def try_cut(
     """
     generator = torch.Generator().manual_seed(0)
     round_to = amount.round_to if isinstance(amount, surgery.Budget) else 1
-    plan = None if amount is None else flow.plan_by(amount, gather=gather)
-    if plan is None or not plan.removes_anything():
-        if amount is None:
-            flow = _with(flow, _with_zeros(flow, generator))
-        dead = {name: _drawn(n, ROWS, generator) for name, n in flow.norms.items()}
-        plan = flow.plan(dead, gather=gather, round_to=round_to)
+    asked = None if amount is None else flow.plan_by(amount, gather=gather)
+    if amount is None:
+        flow = _with(flow, _with_zeros(flow, generator))
+    fraction = SOME if amount is None else HALF
+    dead = _scales(flow, fraction, generator, gather=gather)
+    plan = flow.plan(dead, gather=gather, round_to=round_to)
+    if asked is not None and not plan.removes_anything():
+        plan = asked
     if compensate == "mean":
         better = surgery.compensate(flow.model, plan, [flow.example_inputs])
         plan = _with(flow, better).plan(plan.dead, gather=gather, round_to=round_to)
@@ -105,6 +108,9 @@ def everywhere(trainer: pl.Trainer, work: Callable[[], None]) -> None:
     error: Exception | None = None
     try:
         work()
+    except StopIteration as found:  # to a Trainer it would mean that there are no more batches
+        error = RuntimeError(f"The cut failed: {found!r}.")
+        error.__cause__ = found
     except Exception as found:
         error = found
     if not trainer.strategy.reduce_boolean_decision(error is None):
@@ -141,6 +147,18 @@ def _with(flow: surgery.ChannelFlow, model: nn.Module) -> surgery.ChannelFlow:
     return other
 
 
+def _scales(
+    flow: surgery.ChannelFlow, fraction: float, generator: torch.Generator, *, gather: bool
+) -> dict[str, Tensor]:
+    """Dead channels of each BatchNorm; without gathering, tied channels die together."""
+    together = _drawn(flow.tape.variables, fraction, generator)
+    classes = {name: flow.classes[flow.tape.sites[name].rows] for name in flow.norms}
+    return {
+        name: _drawn(n, fraction, generator) if gather else together[classes[name]]
+        for name, n in flow.norms.items()
+    }
+
+
 def _with_zeros(flow: surgery.ChannelFlow, generator: torch.Generator) -> nn.Module:
     """A copy of the network in which some rows and columns of its weights are zero."""
     model = shared_copy(flow.model)
@@ -150,7 +168,7 @@ def _with_zeros(flow: surgery.ChannelFlow, generator: torch.Generator) -> nn.Mod
         if weight is None or site.layer.kind == "channel":
             continue
         zeroed = weight.detach().clone()
-        for dim, fraction in zip(site.layer.weight_dims, (ROWS, COLUMNS), strict=True):
+        for dim, fraction in zip(site.layer.weight_dims, (SOME, FEW), strict=True):
             dead = _drawn(zeroed.size(dim), fraction, generator).nonzero().flatten()
             zeroed.index_fill_(dim, dead.to(zeroed.device), 0)
         modules[name].weight = nn.Parameter(zeroed, requires_grad=weight.requires_grad)

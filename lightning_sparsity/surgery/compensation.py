@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.arguments import check_batches
 from lightning_sparsity.surgery.constants import Constants
 from lightning_sparsity.surgery.downstream import Places, downstream, part_of, places
 from lightning_sparsity.surgery.entrywise import Entrywise, NotEntrywiseError
@@ -50,6 +51,7 @@ def compensate(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Modul
             another model or was loaded from disk.
     """
     check_model(model, plan)
+    check_batches(batches)
     if plan.flow is None:
         raise ValueError("compensate needs a plan made by ChannelFlow.plan, got one from disk.")
     better = copy.deepcopy(model)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.arguments import check_plan, check_verify
 from lightning_sparsity.surgery.constants import Constants
 from lightning_sparsity.surgery.copying import full_copy, own_tensors, shared_copy
 from lightning_sparsity.surgery.cuts import Cut, cut
@@ -56,6 +57,7 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
             weights of now.
         RuntimeError: If the slim model does not reproduce the masked one. Nothing has changed then.
     """
+    check_verify(verify)
     check_model(model, plan)
     if plan.flow is None:
         raise ValueError(
@@ -106,6 +108,7 @@ def _hold_back(mismatch: MismatchError, plan: Plan, live: Live) -> None:
 
 def check_model(model: nn.Module, plan: Plan) -> None:
     """Refuse a model whose weights have other names or shapes than the plan's."""
+    check_plan(model, plan)
     found = signature_of(model)
     if found != plan.signature:
         different = [

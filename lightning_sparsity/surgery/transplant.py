@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_sparsity.surgery.arguments import check_model_kind, check_optimizer, check_plan
 from lightning_sparsity.surgery.cuts import Cut
 from lightning_sparsity.surgery.plan import Plan
 
@@ -28,6 +29,9 @@ def transplant(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: P
     Raises:
         ValueError: If it holds no parameter of the model, or state that cannot be cut.
     """
+    check_optimizer(optimizer)
+    check_plan(model, plan)
+    check_model_kind("small", small)
     names = {id(x): name for name, x in model.named_parameters()}
     slim_weights = dict(small.named_parameters())
     groups: list[list[nn.Parameter]] = []

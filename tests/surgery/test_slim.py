@@ -573,3 +573,14 @@ def test_a_slim_model_can_be_cut_again(randomise: Any, draw_dead: Any) -> None:
         model = surgery.slim(model, plan)
         assert plan.proof is not None
         assert plan.proof <= 1e-12
+
+
+def test_a_network_that_is_one_layer_is_cut_to_its_rows_that_are_not_zero() -> None:
+    for bias in (True, False):
+        layer = nn.Linear(6, 4, bias=bias).double()
+        with torch.no_grad():
+            layer.weight[1:3] = 0
+        x = torch.rand(5, 6, dtype=torch.float64)
+        small = surgery.slim(layer, surgery.trace(layer, x).plan({}))
+        assert small.weight.shape == (2, 6)
+        torch.testing.assert_close(small(x), layer(x))
