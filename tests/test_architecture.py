@@ -29,6 +29,7 @@ FLOORS = {
     "sparse_file": MODULES,
     "surgery": MODULES,
     "slimming": MODULES,
+    "amounts": MODULES,
     "metrics": MODULES,
     "models": MODULES,
     "data": LIGHTNING,
@@ -36,10 +37,6 @@ FLOORS = {
     "classifier": LIGHTNING,
     "report": ROOF,
     "recipes": ROOF,
-    "checkpoint": ROOF,
-    "export": ROOF,
-    "bench": ROOF,
-    "run_report": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }
