@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_sparsity.report.page import write_page
-from lightning_sparsity.report.picture import draw
 from lightning_sparsity.report.slim import Slim
 from lightning_sparsity.report.summary import Summary
 from lightning_sparsity.sparse_file import FileSize
@@ -73,7 +72,7 @@ def print_cut(figures: Mapping[str, Any], metrics: Mapping[str, tuple[float, flo
 
 
 def save(run: Summary, folder: Path) -> Iterator[Path]:
-    """Write `summary.json`, `summary.png` and `report.html` into the folder of the run.
+    """Write `summary.json` and `report.html` into the folder of the run.
 
     Args:
         run: What `summarize` found.
@@ -86,9 +85,6 @@ def save(run: Summary, folder: Path) -> Iterator[Path]:
     figures = folder / "summary.json"
     figures.write_text(json.dumps(_figures(run), indent=2) + "\n")
     yield figures
-    picture = folder / "summary.png"
-    draw(run, picture)
-    yield picture
     if run.checkpoint:
         yield Path(run.checkpoint)
     yield write_page(folder)
