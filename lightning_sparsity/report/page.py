@@ -9,18 +9,16 @@ from jinja2 import Environment, StrictUndefined
 
 from lightning_sparsity.report import sections
 from lightning_sparsity.report.files import PAGE, Run, entry, read
+from lightning_sparsity.report.rows import Row, number, rows_of
 from lightning_sparsity.report.words import (
-    Row,
     called,
     ends,
     gains,
     headline,
     loading,
-    number,
     result,
     settings,
     spelled,
-    table,
 )
 
 __all__ = ["page", "write_page"]
@@ -60,7 +58,7 @@ def page(run: Run) -> str:
 
 def _shown(run: Run) -> dict[str, Any]:
     """What the template writes."""
-    rows, slim = table(run), entry(run.summary, "slim")
+    rows, slim = rows_of(run.summary, run.cut), entry(run.summary, "slim")
     return {
         "folder": run.folder.as_posix(),
         "title": _title(run),

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from lightning_sparsity.report import charts
 from lightning_sparsity.report.files import PAGE, Run, entry
+from lightning_sparsity.report.rows import form_of, number
 from lightning_sparsity.report.svg import Chart, percent
-from lightning_sparsity.report.words import number
 
 __all__ = ["amount", "channels", "files", "histograms", "progress"]
 
@@ -87,7 +87,7 @@ def amount(run: Run) -> Mapping[str, Any]:
     name = str(found["metric"])
     points = [(float(x), _value(y)) for x, y in found["points"]]
     chosen = float(found["chosen"][0]), _value(found["chosen"][1])
-    form = "percent" if name.endswith(("acc", "accuracy")) else "decimal"
+    form = form_of(name)
     lines = [(percent(x), number(y, form)) for x, y in points]
     return {
         "metric": name,
