@@ -30,6 +30,7 @@ FLOORS = {
     "sparse_file": MODULES,
     "surgery": MODULES,
     "slimming": MODULES,
+    "amounts": MODULES,
     "metrics": MODULES,
     "models": MODULES,
     "data": LIGHTNING,
@@ -37,10 +38,6 @@ FLOORS = {
     "classifier": LIGHTNING,
     "report": ROOF,
     "recipes": ROOF,
-    "checkpoint": ROOF,
-    "export": ROOF,
-    "bench": ROOF,
-    "run_report": ROOF,
     "cli": ROOF,
     "__main__": ROOF,
 }
@@ -49,7 +46,7 @@ OUTSIDE = {
     MATHS: {"torch"},
     MODULES: {"safetensors", "numpy"},
     LIGHTNING: {"lightning", "torchmetrics", "torchvision", "matplotlib", "PIL"},
-    ROOF: {"jsonargparse", "rich", "fvcore", "yaml"},
+    ROOF: {"jsonargparse", "rich", "fvcore", "yaml", "jinja2", "markupsafe"},
 }
 PARTS = {
     "metrics": {"torchmetrics"},

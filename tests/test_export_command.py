@@ -115,12 +115,3 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(
     with pytest.raises(SystemExit, match=f"^lightning-sparsity: .*{sentence}"):
         export("--slim", str(run / "slim"), "--to", str(run / "small.pt2"), *extra)
     assert sorted(run.rglob("*")) == before
-
-
-def test_the_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert "export --help" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(SystemExit):
-        cli.main(["export", "--help"])
-    assert "--slim" in capsys.readouterr().out

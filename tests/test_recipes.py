@@ -15,6 +15,7 @@ from lightning_sparsity.callbacks import (
     RelaxedVariableSplitting,
     VarianceGuidance,
 )
+from lightning_sparsity.cli.fit import SparsityCLI, parsed
 from lightning_sparsity.data import CIFAR10, CIFAR100, MNIST, SVHN, Warp
 from lightning_sparsity.penalties import L0, MCP, SCAD, GroupLasso, L0Ball, Penalty
 from lightning_sparsity.schedules import Growing, Warmup
@@ -46,13 +47,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sys.argv", ["lightning-sparsity"])
 
 
-def built(*args: str) -> cli.SparsityCLI:
+def built(*args: str) -> SparsityCLI:
     """Everything that `fit` with these arguments would run, made but not run."""
     given = cli.with_recipe(["fit", *args])[1:]
-    return cli.parsed([*given, "--trainer.accelerator=cpu", "--trainer.logger=false"])
+    return parsed([*given, "--trainer.accelerator=cpu", "--trainer.logger=false"])
 
 
-def slimming_of(made: cli.SparsityCLI) -> NetworkSlimming:
+def slimming_of(made: SparsityCLI) -> NetworkSlimming:
     (slimming,) = [c for c in made.trainer.callbacks if isinstance(c, NetworkSlimming)]
     return slimming
 
@@ -162,7 +163,7 @@ def _light_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.init.kaiming_normal_", lambda weight, **_: weight)
 
 
-def composed(made: cli.SparsityCLI) -> Composed:
+def composed(made: SparsityCLI) -> Composed:
     lassos = [c for c in made.trainer.callbacks if isinstance(c, Regularization)]
     (last,) = [c for c in made.trainer.callbacks if isinstance(c, RelaxedVariableSplitting)]
     return lassos, last

@@ -18,10 +18,11 @@ from lightning_sparsity import (
     RelaxedVariableSplitting,
     SparsityMonitor,
     VarianceGuidance,
-    cli,
     variance,
 )
 from lightning_sparsity.callbacks.conditions import check_whole
+from lightning_sparsity.cli import recipes
+from lightning_sparsity.cli.fit import parsed
 from lightning_sparsity.penalties import L0, Grouped
 from lightning_sparsity.schedules import Warmup
 from lightning_sparsity.selection import Select, Selected
@@ -304,8 +305,8 @@ def test_yaml_names_it_and_its_arguments(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-sparsity"])
     Path("guided.yaml").write_text(YAML)
-    configs = [f"--config={name}" for name in (cli.recipes()["curves"], "guided.yaml")]
-    made = cli.parsed([*configs, "--trainer.accelerator=cpu", "--trainer.logger=false"])
+    configs = [f"--config={name}" for name in (recipes()["curves"], "guided.yaml")]
+    made = parsed([*configs, "--trainer.accelerator=cpu", "--trainer.logger=false"])
     (guidance,) = [c for c in made.trainer.callbacks if isinstance(c, VarianceGuidance)]
     assert guidance.lam == Warmup(0.01, 2)
     assert (guidance.target_cv, guidance.version) == (1.5, "histogram")

@@ -1,6 +1,5 @@
 """The command `lightning-sparsity bench`: how fast the slim network of a run is, measured."""
 
-import argparse
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,39 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from lightning_sparsity import report
-from lightning_sparsity.checkpoint import Build
+from lightning_sparsity.cli.runs import networks_of
 from lightning_sparsity.disk import write
-from lightning_sparsity.export import networks_of
+from lightning_sparsity.metrics.footprint import work as work_of
 from lightning_sparsity.report.advice import advise
 from lightning_sparsity.report.benchmark import Place, Row, machine, measure, print_rows
-from lightning_sparsity.report.slim import work_of
 from lightning_sparsity.surgery.cuts import Cut
 from lightning_sparsity.surgery.storage import PLAN, read_record
 
-BATCHES = (1, 8, 64)
 SHORT = 2.0  # seconds that one waits without being told why
 
 
-def bench(args: Sequence[str], build: Build) -> None:
-    """Time the dense, the masked and the slim network of a run in turns, and print a table.
+def run(given: Namespace) -> None:
+    """Time the dense, the masked and the slim network of a run, and print a table.
 
     Args:
-        args: What comes after `lightning-sparsity bench`.
-        build: Makes Trainer, module and data of a configuration.
+        given: The flags of `flags.parser`.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If an argument is out of range, there is no such device, or the networks cannot
-            be run.
+        ValueError: If there is no such device, or the networks cannot be run.
     """
-    given = _parser().parse_args(args)
     places = list(_places(given))
-    dense, slim, example = networks_of(given.slim, given.config, build)
+    dense, slim, example = networks_of(given.slim, given.config)
     record = read_record(Path(given.slim) / PLAN)
     cuts = {name: Cut.from_json(entry) for name, entry in record["layers"].items()}
     networks = {"dense": dense.float(), "masked": masked(dense, cuts), "slim": slim.float()}
@@ -54,43 +49,12 @@ def bench(args: Sequence[str], build: Build) -> None:
         report.say(line)
     if given.json is not None:
         _write(Path(given.json), given.slim, rows, work, [*failures, *advice])
-        report.say(f"Figures: {given.json}")
+        report.say(f"Measurements: {given.json}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-sparsity bench",
-        description="Time the slim network of a run against the dense one and the masked one (of "
-        "the shapes of the dense one, what was cut at zero), one call of each after the other. "
-        "Needs neither the data nor the checkpoints of the run.",
-    )
-    parser.add_argument("--slim", required=True, help="the folder slim/ of a run")
-    parser.add_argument(
-        "--batch", nargs="+", type=int, default=BATCHES, help="numbers of examples; default: 1 8 64"
-    )
-    parser.add_argument(
-        "--threads", nargs="+", type=int, help="threads on the CPU; default: as many as torch takes"
-    )
-    parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
-    parser.add_argument(
-        "--device", nargs="+", choices=("cpu", "cuda"), help="default: what the machine has"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="for each row, at most about; default: 2"
-    )
-    parser.add_argument("--config", help="default: the config.yaml in the folder of the run")
-    parser.add_argument("--json", help="a file for the figures")
-    return parser
-
-
-def _places(given: argparse.Namespace) -> Iterator[Place]:
+def _places(given: Namespace) -> Iterator[Place]:
     """Where to measure; eager before compiled."""
-    threads = [torch.get_num_threads()] if given.threads is None else given.threads
-    for name, numbers in (("--batch", given.batch), ("--threads", threads)):
-        if min(numbers) < 1:
-            raise ValueError(f"{name} needs numbers of at least 1, got {min(numbers)}.")
-    if not given.seconds >= 0:
-        raise ValueError(f"--seconds needs a number of at least 0, got {given.seconds}.")
+    threads = given.threads or [torch.get_num_threads()]
     cuda = torch.cuda.is_available()
     devices = given.device or (["cpu", "cuda"] if cuda else ["cpu"])
     if "cuda" in devices and not cuda:
@@ -103,7 +67,7 @@ def _places(given: argparse.Namespace) -> Iterator[Place]:
 
 @torch.no_grad()
 def masked(dense: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
-    """A copy of a network with zeros in its weights wherever a cut takes something away.
+    """A copy of a network with zeros in its weights wherever a cut removes something.
 
     Args:
         dense: The network before the cut.
@@ -131,7 +95,7 @@ def _measured(
     networks: Mapping[str, nn.Module],
     example: Any,  # noqa: ANN401
     places: Sequence[Place],
-    given: argparse.Namespace,
+    given: Namespace,
 ) -> tuple[list[Row], list[str]]:
     """The rows that could be measured, and why others could not."""
     rows, failures = list[Row](), list[str]()
