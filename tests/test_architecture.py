@@ -45,7 +45,7 @@ OUTSIDE = {
     MATHS: {"torch"},
     MODULES: {"safetensors"},
     LIGHTNING: {"lightning", "torchmetrics", "torchvision", "numpy", "matplotlib", "PIL"},
-    ROOF: {"jsonargparse", "rich", "fvcore", "yaml"},
+    ROOF: {"jsonargparse", "rich", "fvcore", "yaml", "jinja2", "markupsafe"},
 }
 PARTS = {
     "metrics": {"torchmetrics"},

@@ -42,8 +42,7 @@ def test_fit_without_a_config_runs_the_default_recipe_and_names_its_files(
     shown = capsys.readouterr().out
     folder = tmp_path / "runs/curves/version_0"
     figures = json.loads((folder / "summary.json").read_text())
-    assert (folder / "summary.png").stat().st_size > 10_000
-    assert "summary.png" in shown
+    assert not (folder / "summary.png").exists()
     assert "report.html" in shown
     assert "test_acc" in figures["metrics"]
     assert Path(figures["checkpoint"]).is_file()

@@ -1,16 +1,14 @@
-"""What a cut came to: its files, and the numbers in `report.json`."""
+"""The results of a cut: its files, and the measurements in `report.json`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_sparsity.metrics.flops import flops
+from lightning_sparsity.metrics.footprint import footprint
 from lightning_sparsity.slimming import Slimmed
-from lightning_sparsity.sparse_file import dense_size
 from lightning_sparsity.surgery import save
-from lightning_sparsity.surgery.running import uncompiled
 
 
 def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -33,15 +31,15 @@ def describe(network: nn.Module, made: Slimmed, example_inputs: Any) -> dict[str
         name: {"dense": plan.cuts[name].layer.widths[0], "slim": plan.cuts[name].rows.numel()}
         for name in counted
     }
-    before, after = (sum(layer[of] for layer in layers.values()) for of in ("dense", "slim"))
+    before, after = footprint(network, example_inputs), footprint(made.network, example_inputs)
     kind = type(network)
     return {
         "network": f"{kind.__module__}.{kind.__qualname__}",
         "proof": plan.proof,
-        "channels": {"dense": before, "slim": after},
-        "parameters": {"dense": _parameters(network), "slim": _parameters(made.network)},
-        "bytes_on_disk": _both_sizes(network, made.network),
-        "flops": _both_flops(network, made.network, example_inputs),
+        "channels": {side: sum(x[side] for x in layers.values()) for side in ("dense", "slim")},
+        "parameters": _both(before.parameters, after.parameters),
+        "bytes_on_disk": _both(before.plain_bytes, after.plain_bytes),
+        "flops": _both(before.flops, after.flops),
         "layers": layers,
         "frozen": list(made.frozen),
     }
@@ -59,24 +57,5 @@ def write(made: Slimmed, report: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _parameters(network: nn.Module) -> int:
-    return sum(x.numel() for x in network.parameters())
-
-
-def _both_sizes(dense: nn.Module, slim: nn.Module) -> dict[str, int] | None:
-    """Bytes as plain safetensors files; None where the networks cannot be written to one."""
-    before, after = dense_size(dense), dense_size(slim)
-    return None if before is None or after is None else {"dense": before, "slim": after}
-
-
-def _both_flops(dense: nn.Module, slim: nn.Module, inputs: Any) -> dict[str, int] | None:  # noqa: ANN401
-    """FLOPs of one example; None where fvcore cannot count them."""
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not all(isinstance(x, Tensor) and x.dim() for x in given):
-        return None
-    one = tuple(x[:1] for x in given)
-    try:
-        with uncompiled():
-            return {"dense": flops(dense, one).total, "slim": flops(slim, one).total}
-    except Exception:  # a network of the user's may hold anything; the report goes without
-        return None
+def _both(dense: int | None, slim: int | None) -> dict[str, int] | None:
+    return None if dense is None or slim is None else {"dense": dense, "slim": slim}

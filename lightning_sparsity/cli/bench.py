@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lightning_sparsity import report
 from lightning_sparsity.cli.runs import networks_of
+from lightning_sparsity.metrics.footprint import work as work_of
 from lightning_sparsity.report.advice import advise
 from lightning_sparsity.report.benchmark import Place, Row, machine, measure, print_rows
-from lightning_sparsity.report.slim import work_of
 from lightning_sparsity.surgery.plan import Cut
 from lightning_sparsity.surgery.storage import PLAN, read_record
 

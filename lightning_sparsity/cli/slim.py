@@ -54,7 +54,7 @@ def run(given: Namespace) -> None:
     asked = {"amount": given.amount, "round_to": given.round_to}
     content = {"checkpoint": str(checkpoint), "path": path, **asked, "metrics": metrics, **measured}
     write(cut, content, folder)
-    report.print_cut(measured, metrics)
+    report.print_cut(content)
     if not metrics:
         report.say("The data of the run was not found: no accuracy was measured.")
     report.say(f"Files: {folder}")

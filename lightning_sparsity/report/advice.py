@@ -54,7 +54,8 @@ def _on_zeros(quiet: Sequence[Row]) -> Iterator[str]:
 def _on_disturbed(rows: Sequence[Row]) -> Iterator[str]:
     ratios = [(row, _masked(row)) for row in rows]
     places = [
-        f"{row.place}, batch {row.batch}: {x.median:.2f} (middle half {x.low:.2f} to {x.high:.2f})"
+        f"{row.place}, batch {row.batch}: {x.median:.2f} (interquartile range {x.low:.2f} to "
+        f"{x.high:.2f})"
         for row, x in ratios
     ]
     if places:

@@ -117,7 +117,7 @@ def print_rows(rows: Sequence[Row], work: Mapping[str, int | None]) -> None:
     first, *others = work
     table = Table(
         title=f"Milliseconds per batch, and how many times as fast as {first}: median, and the "
-        f"middle half below it\nfloat32, {machine(rows)}",
+        f"interquartile range below it\nfloat32, {machine(rows)}",
         title_justify="left",
     )
     table.add_column("")

@@ -1,4 +1,4 @@
-"""Time per batch of networks, measured in turns so that the machine's moods hit all of them."""
+"""Time per batch of networks, in interleaved runs, so that a slow machine slows all of them."""
 
 import random
 import statistics

@@ -1,37 +1,27 @@
-"""The report of a run: one HTML page that holds everything it shows."""
+"""The report of a run: one self-contained HTML page."""
 
-from html import escape
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
+from lightning_sparsity.report import sections
 from lightning_sparsity.report.files import PAGE, Run, entry, read
-from lightning_sparsity.report.sections import SECTIONS
+from lightning_sparsity.report.rows import Row, number, rows_of
 from lightning_sparsity.report.words import (
-    Gain,
-    Row,
     called,
     ends,
     gains,
     headline,
-    number,
+    loading,
     result,
+    settings,
     spelled,
-    table,
 )
 
 __all__ = ["page", "write_page"]
-
-ALONE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""The browser is told that the page needs nothing from outside."""
-COPY = """
-const button = document.getElementById("copy");
-if (button && navigator.clipboard) {
-  button.hidden = false;
-  button.onclick = () => navigator.clipboard
-    .writeText(document.getElementById("code").textContent)
-    .then(() => { button.textContent = "Copied"; });
-}
-"""
 
 
 def write_page(folder: Path) -> Path:
@@ -58,38 +48,35 @@ def page(run: Run) -> str:
     Args:
         run: Its files.
     """
-    rows = table(run)
-    style = (resources.files("lightning_sparsity.report") / "page.css").read_text(encoding="utf-8")
-    title = escape(_title(run))
-    sections = "".join(
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{heading}</h2>'
-        f"{body(run, rows)}</section>\n"
-        for anchor, (heading, body) in SECTIONS.items()
-    )
-    tiles = "".join(_tile(gain) for gain in gains(rows)) + _metric(headline(rows))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{ALONE}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<p class="from">Report of {escape(run.folder.as_posix())}</p>
-<h1>{title}</h1>
-<p class="result">{escape(result(rows))}.</p>
-</header>
-<main>
-<div class="tiles">{tiles}</div>
-{sections}</main>
-<footer>Made by lightning_sparsity from the files of the run.</footer>
-<script>{COPY}</script>
-</body>
-</html>
-"""
+    folder = resources.files("lightning_sparsity.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["number"] = number
+    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    return template.render(run=run, style=style, **_shown(run)) + "\n"
+
+
+def _shown(run: Run) -> dict[str, Any]:
+    """What the template writes."""
+    rows, slim = rows_of(run.summary, run.cut), entry(run.summary, "slim")
+    return {
+        "folder": run.folder.as_posix(),
+        "title": _title(run),
+        "result": result(rows),
+        "tiles": [*_tiles(rows)],
+        "settings": [*settings(run)],
+        "rows": rows,
+        "timed": any(row.spread for row in rows),
+        "behind": slim.get("behind"),
+        "difference": run.cut.get("proof", slim.get("proof")),
+        **sections.channels(run),
+        "histograms": sections.histograms(run),
+        "progress": [*sections.progress(run)],
+        "curve": sections.amount(run),
+        "frozen": [str(line) for line in run.cut.get("frozen") or []],
+        "code": loading(run),
+        "files": sections.files(run),
+    }
 
 
 def _title(run: Run) -> str:
@@ -106,23 +93,19 @@ def _name(entry: object) -> str:
     return text.partition("(")[0]
 
 
-def _tile(gain: Gain) -> str:
-    dense, _, slim = gain.row.values
-    left = min(1.0, (slim or 0) / (dense or 1))
-    form = gain.row.form
-    unit = " ms" if form == "ms" else ""
-    return (
-        f'<div class="tile"><b>{gain.times}</b><span>{escape(gain.what)}</span>'
-        f'<div class="left"><i style="width: {left:.1%}"></i></div>'
-        f'<span class="num">{number(dense, form)} → {number(slim, form)}{unit}</span></div>'
-    )
-
-
-def _metric(row: Row | None) -> str:
-    if row is None:
-        return ""
-    dense, ships = (number(value, row.form) for value in ends(row))
-    return (
-        f'<div class="tile"><b>{ships}</b><span>{escape(called(row))}</span>'
-        f'<div class="left none"></div><span class="num">dense {dense}</span></div>'
-    )
+def _tiles(rows: Sequence[Row]) -> Iterator[dict[str, str | None]]:
+    """What was gained, and the metric that says most."""
+    for gain in gains(rows):
+        dense, _, slim = gain.row.values
+        form = gain.row.form
+        unit = " ms" if form == "ms" else ""
+        yield {
+            "head": gain.times,
+            "what": gain.what,
+            "left": f"{min(1.0, (slim or 0) / (dense or 1)):.1%}",
+            "foot": f"{number(dense, form)} → {number(slim, form)}{unit}",
+        }
+    row = headline(rows)
+    if row is not None:
+        before, ships = (number(value, row.form) for value in ends(row))
+        yield {"head": ships, "what": called(row), "left": None, "foot": f"dense {before}"}

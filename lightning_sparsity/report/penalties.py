@@ -1,4 +1,4 @@
-"""All penalties in one picture: what each charges for a weight, and what its prox makes of it."""
+"""All penalties in one figure: the value of each, and its proximal operator."""
 
 import inspect
 
@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from lightning_sparsity import penalties
 from lightning_sparsity.penalties import L0, L1, Grouped, GroupLasso, Penalty, SparseGroup
-from lightning_sparsity.report.picture import DENSE, SLIM, SPARSE
 
 __all__ = ["draw_penalties", "one_of_each"]
 
@@ -16,6 +15,7 @@ PARTS: dict[type[Penalty], tuple[Penalty, ...]] = {
     Grouped: (L0(),),
     SparseGroup: (L1(), GroupLasso()),
 }
+DENSE, SPARSE, SLIM = "#9aa5b1", "#d1495b", "#30638e"  # as on the page of a run
 COLUMNS, REACH, TOP, POINTS = 4, 2.5, 3.5, 501
 JUMP = 0.1  # between neighbouring points: there the line breaks
 

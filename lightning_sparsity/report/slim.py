@@ -1,4 +1,4 @@
-"""The figures of a cut: the network before it and the slim one, measured side by side."""
+"""The measurements of a cut: the network before it and the slim one, side by side."""
 
 import json
 from collections.abc import Mapping
@@ -7,40 +7,16 @@ from typing import final
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sparsity.callbacks.cut_callback import CutCallback
-from lightning_sparsity.metrics.flops import LAYERS, FlopCount, flops
+from lightning_sparsity.metrics.footprint import Footprint, footprint
 from lightning_sparsity.report.curve import Curve
 from lightning_sparsity.report.latency import Timing, in_turns, once
-from lightning_sparsity.sparse_file import FileSize, file_size
 
-__all__ = ["Footprint", "Slim", "footprint", "measure", "work_of"]
+__all__ = ["Slim", "measure"]
 
 BATCHES = (1, 64)
-
-
-@final
-@dataclass(frozen=True)
-class Footprint:
-    """What a network takes.
-
-    Args:
-        parameters: Its parameters.
-        nonzero: How many of them are not zero.
-        flops: FLOPs for one example, or None where they could not be counted.
-        bytes_on_disk: Bytes of its state in a file, or None where it cannot be written to one.
-        channels: Channels of each BatchNorm layer; in a network without, those that each
-            convolution and linear layer makes.
-        layers: Entries of the weight of each convolution and linear layer.
-    """
-
-    parameters: int
-    nonzero: int
-    flops: int | None
-    bytes_on_disk: FileSize | None
-    channels: Mapping[str, int]
-    layers: Mapping[str, int]
 
 
 @final
@@ -54,9 +30,9 @@ class Slim:
         before: What the network took before the cut.
         after: What the slim one takes.
         latency: Time per batch before and after, by the number of examples.
-        proof: Relative difference between the outputs of the slim network and those of the one
-            before the cut with what was cut at zero.
-        curve: How good the network would be cut by other amounts, once that is measured.
+        proof: Relative difference between the outputs of the slim network and those of the network
+            before the cut with everything removed set to zero.
+        curve: Its quality if it were cut by other amounts, once that is measured.
     """
 
     metrics: Mapping[str, float]
@@ -95,47 +71,6 @@ def measure(
     return Slim(dict(metrics), behind, before, after, times, record["proof"])
 
 
-def footprint(network: nn.Module, examples: Tensor | None) -> Footprint:
-    """Count what a network is made of.
-
-    Args:
-        network: The network.
-        examples: A batch for it; without one the FLOPs are not counted.
-    """
-    parts, work = dict(network.named_modules()), work_of(network, examples)
-    return Footprint(
-        parameters=sum(x.numel() for x in network.parameters()),
-        nonzero=sum(int(x.count_nonzero()) for x in network.parameters()),
-        flops=None if work is None else work.total,
-        bytes_on_disk=file_size(network),
-        channels=_channels(parts),
-        layers={
-            name: part.weight.numel() for name, part in parts.items() if isinstance(part, LAYERS)
-        },
-    )
-
-
-def _channels(parts: Mapping[str, nn.Module]) -> dict[str, int]:
-    norms = {
-        name: part.num_features
-        for name, part in parts.items()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm)
-    }
-    return norms or {
-        name: part.out_features if isinstance(part, nn.Linear) else part.out_channels
-        for name, part in parts.items()
-        if isinstance(part, LAYERS)
-    }
-
-
-def work_of(network: nn.Module, examples: Tensor | None) -> FlopCount | None:
-    """FLOPs for one example, if the network takes one tensor; it ends up on the CPU."""
-    try:
-        return None if examples is None else flops(network.cpu(), examples[:1])
-    except Exception:  # a module of the user's may take anything; the table then shows no FLOPs
-        return None
-
-
 def _times(
     trainer: pl.Trainer, module: pl.LightningModule, cutter: CutCallback, examples: Tensor
 ) -> dict[int, tuple[Timing, Timing]]:
@@ -149,7 +84,7 @@ def _times(
         for n in BATCHES:
             batch = examples[torch.arange(n) % len(examples)].to(device)
             times[n] = _latency(module, cutter, batch)
-    except Exception:  # as above: the table then shows no times
+    except Exception:  # a module of the user's may take anything; the table then has no times
         return {}
     finally:
         module.cpu()
@@ -159,7 +94,7 @@ def _times(
 def _latency(
     module: pl.LightningModule, cutter: CutCallback, batch: Tensor
 ) -> tuple[Timing, Timing]:
-    """Times before and after the cut. Both networks have one place, so they change it in turns."""
+    """Times before and after the cut; both networks have one place, which they take by turns."""
 
     def dense() -> float:
         with cutter.uncut(module):

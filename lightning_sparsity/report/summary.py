@@ -1,4 +1,4 @@
-"""The figures of one run: its best checkpoint, dense and sparse, measured side by side."""
+"""The measurements of one run: its best checkpoint, dense and sparse, side by side."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +14,9 @@ from lightning_sparsity.callbacks import SparsityMonitor
 from lightning_sparsity.callbacks.copies import SplitCallback
 from lightning_sparsity.callbacks.cut_callback import CutCallback
 from lightning_sparsity.metrics.flops import LAYERS, FlopCount
+from lightning_sparsity.metrics.footprint import nonzero, parameters, work
 from lightning_sparsity.report.curve import by_amount
-from lightning_sparsity.report.slim import Slim, measure, work_of
+from lightning_sparsity.report.slim import Slim, measure
 from lightning_sparsity.sparse_file import FileSize, file_size
 
 __all__ = ["Layer", "Size", "Summary", "summarize"]
@@ -175,10 +176,9 @@ def _both_sides(
     sparse = best.sparse or {name: x.clone() for name, x in module.state_dict().items()}
     module.load_state_dict({**sparse, **best.dense})
     split, before = _evaluate(trainer, module, data)
-    nonzero = _nonzero(module)
+    filled = nonzero(module)
     module.load_state_dict(sparse)
     _, after = _evaluate(trainer, module, data)
-    parameters = sum(p.numel() for p in module.parameters())
     monitor = _monitor(trainer)
     return Summary(
         checkpoint=best.path,
@@ -190,10 +190,10 @@ def _both_sides(
                 for name, part in module.named_modules()
                 if isinstance(part, LAYERS)
             ),
-            parameters,
-            dense=nonzero,
-            sparse=_nonzero(module),
-            work=work_of(module, _example(trainer)),
+            parameters(module),
+            dense=filled,
+            sparse=nonzero(module),
+            work=work(module, _example(trainer)),
             bytes_on_disk=file_size(module),
         ),
         history=tuple(monitor.history),
@@ -212,10 +212,6 @@ def _evaluate(
         return "test", dict(metrics)
     (metrics, *_) = trainer.validate(module, datamodule=data, verbose=False)
     return "validation", dict(metrics)
-
-
-def _nonzero(module: pl.LightningModule) -> int:
-    return sum(int(p.count_nonzero()) for p in module.parameters())
 
 
 def _example(trainer: pl.Trainer) -> Tensor | None:

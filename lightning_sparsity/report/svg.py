@@ -1,8 +1,7 @@
-"""What every chart is made of: axes with round numbers, letters, and words for who cannot see."""
+"""What every chart is made of: axes with round numbers, marks, and a description in words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from math import floor, isfinite, log10
 from typing import final
 
@@ -12,11 +11,14 @@ __all__ = [
     "RIGHT",
     "TOP",
     "WIDTH",
+    "Chart",
     "Frame",
+    "Mark",
     "Point",
+    "circle",
+    "path",
     "percent",
     "short",
-    "svg",
     "text",
     "ticks",
 ]
@@ -27,7 +29,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 32
 
 
 def short(value: float) -> str:
-    """A number in few letters: 12k, 1.5M, 0.05."""
+    """A number in few characters: 12k, 1.5M, 0.05."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{letter}"
@@ -35,8 +37,46 @@ def short(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share in whole percent."""
+    """A fraction in whole percent."""
     return f"{value:.0%}".replace("%", "\u202f%")
+
+
+@final
+@dataclass(frozen=True)
+class Mark:
+    """An element of a chart, which the template of the page writes.
+
+    Args:
+        tag: `"path"`, `"circle"` or `"text"`.
+        kind: Its classes in the style sheet.
+        at: Its other attributes.
+        words: What a text says.
+    """
+
+    tag: str
+    kind: str
+    at: Mapping[str, str]
+    words: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Chart:
+    """A chart, and in words what it shows.
+
+    Args:
+        title: What is drawn.
+        told: Its description, for readers who do not see it.
+        height: Its height at that width.
+        marks: What it consists of, in the order of drawing.
+        width: Its width.
+    """
+
+    title: str
+    told: str
+    height: float
+    marks: Sequence[Mark]
+    width: int = WIDTH
 
 
 @final
@@ -62,41 +102,42 @@ class Frame:
         room = self.height - TOP - BOTTOM
         return TOP + room * (1 - (value - low) / ((high - low) or 1.0))
 
-    def path(self, points: Sequence[Point]) -> str:
+    def line(self, points: Sequence[Point]) -> str:
         """A line through the points, with gaps where one is not finite."""
-        path, move = "", "M"
+        d, move = "", "M"
         for x, y in points:
             if isfinite(y):
-                path, move = f"{path}{move}{self.x_of(x):.1f} {self.y_of(y):.1f}", "L"
+                d, move = f"{d}{move}{self.x_of(x):.1f} {self.y_of(y):.1f}", "L"
             else:
                 move = "M"
-        return path
+        return d
 
-    def axes(self, along: str) -> str:
+    def axes(self, along: str) -> Iterator[Mark]:
         """Grid lines, their numbers, and what the horizontal axis is."""
-        body, low = "", self.height - BOTTOM
+        low = self.height - BOTTOM
         for tick in ticks(*self.y):
             y = self.y_of(tick)
-            body += f'<path class="grid" d="M{LEFT} {y:.1f}H{self.width - RIGHT}"/>'
-            body += text(LEFT - 6, y + 4, self.form(tick), "end dim")
+            yield path(f"M{LEFT} {y:.1f}H{self.width - RIGHT}", "grid")
+            yield text(LEFT - 6, y + 4, self.form(tick), "end dim")
         for tick in ticks(*self.x):
             side = "end" if self.x_of(tick) > self.width - 20 else "middle"
-            body += text(self.x_of(tick), low + 15, self.form_x(tick), f"{side} dim")
-        return body + text((LEFT + self.width) / 2, self.height - 3, along, "middle dim")
+            yield text(self.x_of(tick), low + 15, self.form_x(tick), f"{side} dim")
+        yield text((LEFT + self.width) / 2, self.height - 3, along, "middle dim")
 
 
-def svg(title: str, told: str, height: float, body: str, width: int = WIDTH) -> str:
-    """A chart that says in words what it shows."""
-    name, words = escape(title), escape(told)
-    return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{name}. {words}">'
-        f"<title>{name}</title><desc>{words}</desc>{body}</svg>"
-    )
+def path(d: str, kind: str) -> Mark:
+    """A line or an area of the classes `kind`."""
+    return Mark("path", kind, {"d": d})
 
 
-def text(x: float, y: float, words: str, kind: str) -> str:
+def circle(x: float, y: float, radius: float, kind: str) -> Mark:
+    """A dot of the classes `kind`."""
+    return Mark("circle", kind, {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": f"{radius}"})
+
+
+def text(x: float, y: float, words: str, kind: str) -> Mark:
     """Words at a place, of the classes `kind`."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(words)}</text>'
+    return Mark("text", kind, {"x": f"{x:.1f}", "y": f"{y:.1f}"}, words)
 
 
 def ticks(low: float, high: float, count: int = 4) -> Iterator[float]:

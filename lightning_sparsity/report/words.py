@@ -1,123 +1,33 @@
-"""A run in words and numbers: the result in a sentence, the table, the settings, how to load it."""
+"""A run in words: the result in a sentence, the settings, how to load it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 from lightning_sparsity.report.curve import telling
 from lightning_sparsity.report.files import Run, entry
+from lightning_sparsity.report.rows import Row, number
 
 __all__ = [
-    "Row",
     "called",
     "ends",
     "gains",
     "headline",
     "loading",
-    "number",
     "result",
     "settings",
     "spelled",
-    "table",
 ]
 
-Sides = tuple[float | None, float | None, float | None]
-LONGEST = 300  # letters of one setting
+LONGEST = 300  # characters of one setting
 PARTS = ("model", "optimizer", "lr_scheduler")  # of a module, which are shown on lines of their own
-SPACE = "\u202f"  # narrow, and no place to break a line
-
-
-@final
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: dense, sparse and slim, where they are known.
-
-    Args:
-        name: What was measured.
-        values: The three numbers.
-        form: `"percent"`, `"decimal"`, `"count"` or `"ms"`.
-        spread: The middle half of the runs of dense and slim, for times.
-    """
-
-    name: str
-    values: Sides
-    form: str
-    spread: tuple[tuple[float, float], tuple[float, float]] | None = None
-
-    @property
-    def gain(self) -> float | None:
-        """How many times the dense network is the slim one; None for metrics."""
-        dense, _, slim = self.values
-        return dense / slim if dense and slim and self.form in ("count", "ms") else None
 
 
 class Gain(NamedTuple):
-    """What a cut has come to in one respect."""
+    """The result of a cut in one respect."""
 
     times: str
     what: str
     row: Row
-
-
-def number(value: float | None, form: str) -> str:
-    """A number as it stands in the table."""
-    if value is None:
-        return "–"
-    if form == "percent":
-        return f"{100 * value:.2f}{SPACE}%"
-    return {"count": f"{value:,.0f}", "ms": f"{value:.2f}"}.get(form, f"{value:.4f}")
-
-
-def table(run: Run) -> list[Row]:
-    """What is known of the three networks: from the summary, or else from the cut."""
-    summary, slim = run.summary, run.summary.get("slim") or {}
-    after = slim.get("after") or {}
-    total = summary.get("parameters")  # zeros are parameters as well
-    counts = (
-        ("parameters", "parameters", (total, total, after.get("parameters"))),
-        ("non-zero", "", (*_sides(summary.get("nonzero")), after.get("nonzero"))),
-        ("FLOPs", "flops", (*_sides(summary.get("flops")), after.get("flops"))),
-        (
-            "bytes on disk",
-            "bytes_on_disk",
-            (*_sides(summary.get("bytes_on_disk")), _sides(after.get("bytes_on_disk"))[0]),
-        ),
-        ("channels", "channels", (None, None, None)),
-    )
-    rows = list(_metrics(run))
-    for name, key, (dense, sparse, ships) in counts:
-        cut = run.cut.get(key) or {}
-        sides = dense or cut.get("dense"), sparse, ships or cut.get("slim")
-        rows.append(Row(name, sides, "count"))
-    rows += _times(slim.get("latency") or {})
-    return [row for row in rows if any(value is not None for value in row.values)]
-
-
-def _metrics(run: Run) -> Iterator[Row]:
-    summary = run.summary
-    slim = (summary.get("slim") or {}).get("metrics") or {}
-    for name, sides in (summary.get("metrics") or {}).items():
-        dense, sparse = _sides(sides)
-        yield Row(
-            f"{name} ({summary.get('split')} split)", (dense, sparse, slim.get(name)), _form(name)
-        )
-    for name, (before, after) in (run.cut.get("metrics") or {}).items():
-        yield Row(f"{name} (validation split, this cut)", (before, None, after), _form(name))
-
-
-def _times(latency: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Row]:
-    for n, (before, after) in latency.items():
-        spread = (before["low"], before["high"]), (after["low"], after["high"])
-        values = before["median"], None, after["median"]
-        yield Row(f"ms per batch of {n}", values, "ms", spread)
-
-
-def _form(name: str) -> str:
-    return "percent" if name.endswith(("acc", "accuracy")) else "decimal"
-
-
-def _sides(entry: Mapping[str, Any] | None) -> tuple[Any, Any]:
-    return (entry or {}).get("dense"), (entry or {}).get("sparse")
 
 
 def gains(rows: Sequence[Row]) -> Iterator[Gain]:
@@ -144,7 +54,7 @@ def gains(rows: Sequence[Row]) -> Iterator[Gain]:
 
 
 def result(rows: Sequence[Row]) -> str:
-    """What came out, in one sentence."""
+    """The result in one sentence."""
     parts = [f"{gain.times} {gain.what}" for gain in gains(rows)]
     known = {row.name: row for row in rows}
     zeros, all_of = known.get("non-zero"), known.get("parameters")

@@ -98,7 +98,10 @@ def test_larger_batches_are_advised_where_they_gain(last: float, expected: bool)
 
 def test_rows_that_other_work_has_disturbed_are_named_and_not_believed() -> None:
     text = said([row(1, 10.0, 14.0, 2.0), row(64, 10.0, 10.0, 8.0)])
-    assert "or nobody can tell: cpu, 1 thread, batch 1: 1.40 (middle half 1.40 to 1.40). " in text
+    assert (
+        "or nobody can tell: cpu, 1 thread, batch 1: 1.40 (interquartile range 1.40 to 1.40). "
+        in text
+    )
     assert "80% of the time (cpu, 1 thread, batch 64)." in text
     assert "20%" not in text
     text = said([row(1, 10.0, 14.0, 2.0)])

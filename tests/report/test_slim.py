@@ -184,7 +184,6 @@ def test_files_and_table_show_the_slim_network(
     assert numbers[0] == f"{before:,}"
     assert numbers[2:] == [f"{after:,}", f"{1 - after / before:.2%}"]
     assert "the time stays the same" not in shown
-    assert files["summary.png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_deep_network_shows_its_largest_layers(
@@ -195,4 +194,4 @@ def test_a_deep_network_shows_its_largest_layers(
     shown = capsys.readouterr().out
     assert "… and 19 smaller layers" in shown
     assert shown.count("  net.") == 12
-    assert len({path.name for path in report.save(run, tmp_path)}) == 4
+    assert len({path.name for path in report.save(run, tmp_path)}) == 3
