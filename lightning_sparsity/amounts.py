@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lightning_sparsity import surgery
 from lightning_sparsity.surgery import Budget, Share
+from lightning_sparsity.surgery.budget import meant
 
 __all__ = ["parse"]
 
@@ -60,7 +61,8 @@ def _read(text: str) -> float | Budget:
     except (SyntaxError, KeyError, TypeError, ValueError) as error:
         known = ", ".join(f"{name}(number)" for name in budgets())
         raise ValueError(
-            f"amount needs a number in (0, 1), {ZEROS!r}, or one of {known}, got {text!r}."
+            f"amount needs a number in (0, 1), {ZEROS!r}, or one of {known}, got {text!r}"
+            f"{meant(text, "")}"
         ) from error
     return kind(*given, **named)
 

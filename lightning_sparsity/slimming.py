@@ -47,9 +47,9 @@ BETA = {"subgradient": 1.0, "splitting": 3.0, "proximal": 100.0}
 """The coupling that each update has where none is given."""
 
 
-def default_penalty(amount: float | surgery.Budget) -> Penalty:
+def default_penalty(amount: float | surgery.Budget | None) -> Penalty:
     """The l0 ball of a share of channels; transformed l1 for budgets, whose share is not known."""
-    if isinstance(amount, surgery.Budget):
+    if amount is None or isinstance(amount, surgery.Budget):
         return L0Ball(amount.share) if isinstance(amount, surgery.Share) else TransformedL1(1.0)
     return L0Ball(surgery.Share(amount).share)
 

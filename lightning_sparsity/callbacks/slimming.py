@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_sparsity import slimming
+from lightning_sparsity import amounts, slimming
 from lightning_sparsity.callbacks.arguments import check_ball, check_penalty, check_strength_kind
 from lightning_sparsity.callbacks.conditions import check_end, check_order, check_whole, progress
 from lightning_sparsity.callbacks.copies import Copies, SplitCallback, figures
@@ -43,10 +43,11 @@ class NetworkSlimming(CutCallback, SplitCallback):
         penalty: The penalty $r$ of all scales as one vector. Default: `L0Ball` of the share that
             `amount` names, without a weight to tune; `TransformedL1(1.0)` for other budgets.
         lam: Its weight $\lambda \ge 0$, a number or a schedule. Any above 0 will do for `L0Ball`.
-        amount: The share of all BatchNorm channels to cut, in (0, 1), or a budget: `Flops(keep)`,
-            `Params(keep)`, `Threshold(at)`. Where at least this share of the scales is exactly zero
-            after training, exactly those go. A budget or a `Share` with `round_to=8` leaves widths
-            that are multiples of 8.
+        amount: The fraction of all BatchNorm channels to remove, in (0, 1), or a budget:
+            `Flops(keep)`, `Params(keep)`, `Threshold(at)`, as an object or as text such as
+            `"Flops(0.5)"`; `"zeros"`: what is exactly zero and nothing else. Where at least this
+            fraction of the scales is exactly zero after training, exactly those are removed. A
+            budget or a `Share` with `round_to=8` leaves widths that are multiples of 8.
         update: `"subgradient"` adds $\lambda r'(\gamma)$ to the gradient (the papers).
             `"splitting"` pulls the scales towards their sparse copy: relaxed variable splitting,
             with evaluations and checkpoints holding the copy. `"proximal"` takes a proximal step on
@@ -91,25 +92,29 @@ class NetworkSlimming(CutCallback, SplitCallback):
         penalty: Penalty | None = None,
         lam: float | Schedule = 1e-4,
         *,
-        amount: float | Budget = 0.5,
+        amount: float | Budget | str = 0.5,
         update: slimming.Update | None = None,
         beta: float | Schedule | None = None,
         gather: bool = True,
         compensate: slimming.Compensate = "shift",
         dirpath: str | None = None,
     ) -> None:
-        budget = budget_of(amount)
-        self.penalty = slimming.default_penalty(amount) if penalty is None else penalty
+        how_much = amounts.parse(amount)
+        budget = None if how_much is None else budget_of(how_much)
+        self.penalty = slimming.default_penalty(how_much) if penalty is None else penalty
         check_penalty(self.penalty, number="amount")
         check_strength_kind("lam", lam)
         check_strength_kind("beta", 1.0 if beta is None else beta)
-        check_ball(self.penalty, budget)
+        if budget is not None:
+            check_ball(self.penalty, budget)
         self.update = slimming.default_update(self.penalty) if update is None else update
         slimming.check(self.penalty, self.update, coupled=beta is not None)
         self.lam = lam
         self.beta = slimming.BETA[self.update] if beta is None else beta
         check_strengths(at(lam, 0), at(self.beta, 0))
-        self._cutting = Cutting(self, amount, gather=gather, compensate=compensate, dirpath=dirpath)
+        self._cutting = Cutting(
+            self, how_much, gather=gather, compensate=compensate, dirpath=dirpath
+        )
         self._copies = Copies(self, self._make_copies)
         self._scales: list[Selected] = []  # empty once they are cut
         self._proximal: list[Tensor] = []  # the copies of the proximal update
