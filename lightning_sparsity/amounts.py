@@ -62,7 +62,7 @@ def _read(text: str) -> float | Budget:
         known = ", ".join(f"{name}(number)" for name in budgets())
         raise ValueError(
             f"amount needs a number in (0, 1), {ZEROS!r}, or one of {known}, got {text!r}"
-            f"{meant(text, "")}"
+            + meant(text, "")
         ) from error
     return kind(*given, **named)
 

@@ -34,6 +34,10 @@ class Cut:
     bias: bool = False
     """Whether it needs a bias that it did not have."""
 
+    def __post_init__(self) -> None:
+        self.arrives: int | None = None
+        """How many channels come to a layer that selects; None where that was not written down."""
+
     @property
     def groups(self) -> int:
         """How many groups of a grouped layer stay."""
@@ -105,7 +109,8 @@ class Cut:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in own.items()}
         layer = {key: x for key, x in asdict(self.layer).items() if key != "ones"}
-        return plain | {"layer": layer}
+        arrives = {} if self.arrives is None else {"arrives": self.arrives}
+        return plain | arrives | {"layer": layer}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "Cut":
@@ -120,6 +125,8 @@ class Cut:
         if rows is None or columns is None:
             raise ValueError("a layer without channels")
         made = cls(layer, rows, columns, select, scatter, width, entry["ones"], entry["bias"])
+        if "arrives" in entry:
+            made.arrives = _number(entry["arrives"], 1)
         made.check()
         return made
 
@@ -132,12 +139,17 @@ class Cut:
             and self.rows.numel() > 0
             and self.columns.numel() + self.ones > 0
             and (self.select is None or self.select.numel() == self.columns.numel())
+            and (self.arrives is None or self._fits_what_arrives(self.arrives))
             and leaving.numel() == (self.width if self.scatter is None else self.rows.numel())
             and (self.layer.kind != "channel" or torch.equal(self.rows, self.columns))
             and (self.layer.kind != "grouped" or self._has_even_groups())
         )
         if not sound:
             raise ValueError("a layer's channels contradict each other")
+
+    def _fits_what_arrives(self, n: int) -> bool:
+        largest = -1 if self.select is None or not self.select.numel() else int(self.select[-1])
+        return self.select is not None and largest < n
 
     def _has_even_groups(self) -> bool:
         """Whether rows and columns lie in the same groups, equally many in each."""
@@ -193,10 +205,9 @@ def cut(site: Site, solved: Solved) -> Cut:
         ones=bool(solved.carried.any()) and solved.carrier is None,
     )
     read = site.picked[columns[:-1] if made.keeps_ones else columns]
-    made.select, made.scatter = (
-        _places(solved.before, read),
-        _places(solved.behind, site.placed[rows]),
-    )
+    made.select = _places(solved.before, read)
+    made.scatter = _places(solved.behind, site.placed[rows])
+    made.arrives = None if made.select is None else int(solved.before.sum())
     return made
 
 
@@ -209,7 +220,7 @@ def _places(exists: Tensor, chosen: Tensor) -> Tensor | None:
 def composed(first: Cut, second: Cut) -> Cut:
     """Two cuts of a layer, one after the other, as one."""
     columns = second.columns[:-1] if second.keeps_ones else second.columns
-    return Cut(
+    made = Cut(
         first.layer,
         first.rows[second.rows],
         first.columns[columns],
@@ -219,3 +230,5 @@ def composed(first: Cut, second: Cut) -> Cut:
         second.ones or second.keeps_ones,
         first.bias or second.bias,
     )
+    made.arrives = second.arrives
+    return made

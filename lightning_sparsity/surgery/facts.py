@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_sparsity.surgery.labels import compact
 from lightning_sparsity.surgery.layout import Bools, Floats, Ints, Side, array
 from lightning_sparsity.surgery.moves import move
 from lightning_sparsity.surgery.tape import Layer, Site, Step, Tape, Unknown, Value, Weight, swapped
@@ -112,6 +111,8 @@ class Facts:
 
         def places(x: Any) -> Any:  # noqa: ANN401
             nonlocal end
+            if isinstance(x, Weight) and not self.weights[x.name].is_floating_point():
+                return self.weights[x.name].detach().cpu()  # an index
             if isinstance(x, Weight):
                 return torch.tensor(-1.0).expand(self.weights[x.name].shape)
             if isinstance(x, Unknown):
@@ -130,7 +131,20 @@ class Facts:
         if moved is None:
             return None
         pairs = zip(moved, step.results, strict=True)
-        return sources, [compact(x, value.labels).long().numpy() for x, value in pairs]
+        return sources, [_agreed(x, value.labels).long().numpy() for x, value in pairs]
+
+
+def _agreed(places: Tensor, labels: Tensor) -> Tensor:
+    """Places with size 1 where all positions of a channel come from one place; else -1.
+
+    Tied channels that are joined along positions share a label, but not their constants.
+    """
+    for dim in range(labels.dim()):
+        if labels.size(dim) > 1 and labels.stride(dim) == 0:
+            first = places.narrow(dim, 0, 1)
+            same = (places == first).all(dim, keepdim=True) if places.stride(dim) else None
+            places = first if same is None else torch.where(same, first, -1.0)
+    return places
 
 
 def zeros_of(weight: Tensor, layer: Layer) -> tuple[Bools, Bools] | None:

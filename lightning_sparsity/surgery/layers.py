@@ -71,7 +71,8 @@ def follow_norm(recorder: Recorder, op: Op) -> None:
     if frame is None or not right or shared or wrong:
         recorder.borrow(op)
         return recorder.opaque(op, FOREIGN)
-    if op.name == "prelu" and op.args[1].numel() == 1:
+    cut_before = any(isinstance(x, (Select, Scatter)) for x in frame.module.children())
+    if op.name == "prelu" and op.args[1].numel() == 1 and not cut_before:
         return follow_map(recorder, op) if op.values else None
     dim = -1 - int(type(frame.module).__name__[-2]) if op.name == "instance_norm" else 1
     return follow_channels(recorder, frame, op.args[0], op.results[0], dim)
@@ -152,9 +153,9 @@ def _read(recorder: Recorder, site: Site, frame: Frame, value: Value) -> Tensor:
 def _arrive(recorder: Recorder, site: Site, frame: Frame, read: Tensor) -> None:
     """Which variables come to a layer, in front of its `Select` if it has one."""
     select = getattr(frame.module, "select", None)
-    source = recorder.value(frame.source)
-    if not isinstance(select, Select) or frame.selected is None or source is None:
+    if not isinstance(select, Select) or frame.selected is None or frame.source is None:
         return site.arrive(read)
+    source = recorder.value(frame.source) or Value(plain(frame.source.shape))
     arriving = _variables(source.labels, site.layer.dim)
     if arriving is None:  # `_read` has frozen the layer
         return site.arrive(read)

@@ -24,6 +24,10 @@ class Select(nn.Module):
         ones: Whether to append a channel of ones.
         border: How many zeros are around the input already, as `F.pad` takes them: around the ones
             then are as many.
+        width: How many channels come in; None if that is not to be checked.
+
+    Raises:
+        ValueError: If another number of channels comes in.
     """
 
     index: Tensor | None
@@ -35,16 +39,23 @@ class Select(nn.Module):
         *,
         ones: bool = False,
         border: tuple[int, ...] = (),
+        width: int | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("index", index)
         self.dim = dim
         self.ones = ones
         self.border = border
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
         """The picked channels of `x`."""
         dim = self.dim if self.dim < 0 else self.dim - x.dim()
+        if self.width is not None and x.size(dim) != self.width:
+            raise ValueError(
+                f"The slim layer needs {self.width} channels, got {x.size(dim)} in an input of "
+                f"shape {tuple(x.shape)}: give inputs of the size that the network was made for."
+            )
         if self.index is not None:
             x = x.index_select(dim, self.index)
         if self.ones and self.border:

@@ -58,8 +58,14 @@ def leaves_of(item: object) -> Iterator[Any]:
         yield from tensors_in(item)
 
 
-def relative_difference(expected: list[Any], got: list[Any]) -> float:
-    """The largest difference, relative to each tensor's largest entry; inf if shapes differ."""
+def relative_difference(expected: list[Any], got: list[Any], *, floor: float = 0.0) -> float:
+    """The largest difference, relative to each tensor's largest entry; inf if shapes differ.
+
+    Args:
+        expected: Tensors and numbers.
+        got: As many.
+        floor: The least magnitude to be relative to: what is smaller is rounding itself.
+    """
     if len(expected) != len(got):
         return float("inf")
     worst = 0.0
@@ -69,11 +75,11 @@ def relative_difference(expected: list[Any], got: list[Any]) -> float:
         elif a.shape != b.shape:
             return float("inf")
         elif a.numel():
-            worst = max(worst, _difference(a, b))
+            worst = max(worst, _difference(a, b, floor))
     return worst
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def _difference(a: Tensor, b: Tensor, floor: float) -> float:
     if a.is_complex() or b.is_complex():
         a, b = (torch.view_as_real(x.to(torch.complex128)) for x in (a, b))
     a, b = a.detach().double(), b.detach().double()
@@ -81,5 +87,5 @@ def _difference(a: Tensor, b: Tensor) -> float:
     if bool(same.all()):
         return 0.0
     difference = float((a - b).abs().masked_fill(same, 0).max())
-    scale = float(a.abs().nan_to_num(posinf=0.0).max()) or 1.0
+    scale = max(float(a.abs().nan_to_num(posinf=0.0).max()), floor) or 1.0
     return difference / scale if difference == difference else float("inf")

@@ -7,7 +7,7 @@ replaced by the slim model's. Each of those layers, and the outputs, then have t
 stands between two whole layers is compared on the same inputs, and nothing is forgiven.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from lightning_sparsity.surgery.copying import in_double, own_tensors, shared_copy
 from lightning_sparsity.surgery.inputs import fresh_inputs
 from lightning_sparsity.surgery.observing import Observer, leaves_of, relative_difference, set_mode
-from lightning_sparsity.surgery.running import Inputs, call, each_tensor, preserved
+from lightning_sparsity.surgery.running import Inputs, call, each_tensor, preserved, tensors_in
 from lightning_sparsity.waiting import Waiting
 
 TOLERANCE = 1e-9
+NOISE = 1e-6
+"""Outputs smaller than this share of the inputs may be nothing but rounding."""
 ROUNDINGS = 32
 """How many roundings of a lower precision outputs may be apart, relative to their largest entry."""
 Seen = list[tuple[str, Tensor]]
@@ -118,6 +120,20 @@ class Pair:
             return worst, f"the example and {words}"
         return worst, "the example alone, since the model runs on no other inputs"
 
+    def heads(self) -> str:
+        """What is to be said of the layers that run in training only.
+
+        They have to run. Code that asks for the mode may see other constants in training than those
+        that were folded away, so what they return is compared and said, and no more than that.
+        """
+        try:
+            difference = self.prove(training=True)[0]
+        except MismatchError as mismatch:
+            if mismatch.error is not None:
+                raise
+            return f" (heads that only train differ by {mismatch.difference:.1e})"
+        return f" (heads that only train: {difference:.1e})"
+
     def precision(self) -> str:
         """What the comparison ran in."""
         names = [str(x).removeprefix("torch.") for x in (torch.float64, self.lowest)]
@@ -141,12 +157,13 @@ class Pair:
             got = self.observe(self.small, inputs, training=training)
         except Exception as error:
             raise MismatchError(float("inf"), error, rerun) from error
+        floor = NOISE * max([float(x.abs().max()) for x in _floats(inputs)], default=1.0)
         worst = max(
-            relative_difference(expected[0], got[0]),
-            relative_difference([x for _, x in expected[1]], [x for _, x in got[1]]),
+            relative_difference(expected[0], got[0], floor=floor),
+            relative_difference([x for _, x in expected[1]], [x for _, x in got[1]], floor=floor),
         )
         if worst > TOLERANCE:
-            worst = min(worst, self._replaced(inputs, got, training=training))
+            worst = min(worst, self._replaced(inputs, got, floor, training=training))
         if worst > TOLERANCE:
             allowed = self._rounding(inputs, expected, training=training)
             if not worst <= allowed:
@@ -155,21 +172,23 @@ class Pair:
                 )
         return worst
 
-    def _replaced(self, inputs: Inputs, got: Run, *, training: bool) -> float:
+    def _replaced(self, inputs: Inputs, got: Run, floor: float, *, training: bool) -> float:
         """The difference when whole layers of the masked model return the slim one's results."""
         waiting, worst = list(got[1])[::-1], 0.0
 
         def replace(name: str, result: Tensor) -> Tensor:
             nonlocal worst
             known, own = waiting.pop() if waiting else ("", result)
-            worst = max(worst, relative_difference([result], [own]) if known == name else torch.inf)
+            apart = relative_difference([result], [own], floor=floor)
+            worst = max(worst, apart if known == name else torch.inf)
             return own if known == name and own.shape == result.shape else result
 
         try:
             outputs, _ = self.observe(self.masked, inputs, training=training, change=replace)
         except Exception:  # it went another way on other values
             return float("inf")
-        return max(worst, relative_difference(outputs, got[0]), torch.inf if waiting else 0.0)
+        worst = max(worst, relative_difference(outputs, got[0], floor=floor))
+        return torch.inf if waiting else worst
 
     def _rounding(self, inputs: Inputs, expected: Run, *, training: bool) -> float:
         """How far rounding may move the outputs: some roundings, or ten times what one does."""
@@ -252,8 +271,12 @@ def prove(
         pair = Pair(shared_copy(masked), shared_copy(small), example_inputs, whole)
         worst, words = pair.prove(training=False)
         if heads:
-            worst = max(worst, pair.prove(training=True)[0])
+            words += pair.heads()
     return Proof(worst, words, pair.precision())
+
+
+def _floats(inputs: Inputs) -> Iterator[Tensor]:
+    return (x for x in tensors_in(inputs) if x.is_floating_point() and x.numel())
 
 
 def _widened(x: Tensor) -> Tensor:

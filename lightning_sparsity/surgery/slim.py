@@ -69,7 +69,7 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
             surgeon = Surgeon(shared_copy(masked), plan, plan.flow)
             cuts = surgeon.operate()
         try:
-            proof = _proof(masked, surgeon.small, plan.flow) if verify else None
+            proof = _proof(masked, surgeon, plan.flow) if verify else None
         except MismatchError as mismatch:
             _hold_back(mismatch, plan, surgeon.live())
         else:
@@ -82,11 +82,9 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     return surgeon.small
 
 
-def _proof(masked: nn.Module, small: nn.Module, flow: ChannelFlow) -> Proof:
-    sites = flow.tape.sites
-    whole = [name for name, site in sites.items() if not bool(flow.classes[site.rows].any())]
-    heads = any(all(call.training for call in site.calls) for site in sites.values())
-    return prove(masked, small, flow.example_inputs, whole, heads=heads)
+def _proof(masked: nn.Module, surgeon: "Surgeon", flow: ChannelFlow) -> Proof:
+    heads = any(all(call.training for call in site.calls) for site in surgeon.sites.values())
+    return prove(masked, surgeon.small, flow.example_inputs, surgeon.whole(), heads=heads)
 
 
 def _hold_back(mismatch: MismatchError, plan: Plan, live: Live) -> None:
@@ -132,7 +130,10 @@ class Surgeon:
         self.solver = Solver(flow.tape, flow.classes, self.constants, plan.held, gather=plan.gather)
         self.solved = self.solver.solve()
         self.modules: dict[str, Any] = dict(small.named_modules())
+        self.classes = flow.classes
         self.followers = flow.followers
+        self.moved: set[str] = set()
+        """Layers whose offset is in the running mean of the norm behind them."""
 
     def operate(self) -> dict[str, Cut]:
         """Cut every layer; the cuts as they were made."""
@@ -165,11 +166,21 @@ class Surgeon:
             made = before.detach().cpu().double().index_copy(0, site.placed, made)
         return made[self.solved[name].behind]
 
+    def whole(self) -> list[str]:
+        """The layers from which nothing can be cut, and which make what the masked ones make."""
+        found = []
+        for name, site in self.sites.items():
+            same = self.solver.live(site) | ~self.constants.rows[name].isnan()
+            held = not bool(self.classes[site.rows].any()) and bool(same.all())
+            found += [name] * (held and name not in self.moved)
+        return found
+
     def live(self) -> Live:
         """The rows whose values matter, in the dense and in the slim layer."""
         found = {}
         for name, site in self.sites.items():
-            rows = (self.solver.live(site) & self.solved[name].leaving).nonzero().flatten()
+            live = self.solver.live(site) & self.solved[name].leaving
+            rows = (live & (name not in self.moved)).nonzero().flatten()
             rows = site.placed[rows]
             found[name] = (rows, self.solved[name].behind.cumsum(0)[rows] - 1, site.layer.dim)
         return found
@@ -225,6 +236,7 @@ class Surgeon:
             full = offset.new_zeros(cuts[name].layer.widths[0]).index_copy(
                 0, cuts[name].rows.to(offset.device), offset
             )
+            self.moved.add(name)
             read = full[cuts[follower].columns.to(offset.device)]
             self.modules[follower].running_mean = mean.double() - read
         else:
@@ -275,7 +287,8 @@ def attach(module: nn.Module, cut: Cut, fill: Tensor) -> None:
     ones = cut.ones or cut.keeps_ones
     if cut.select is not None or ones:
         index = None if cut.select is None else cut.select.to(device)
-        select = Select(index, cut.layer.dim, ones=ones, border=cut.layer.border if ones else ())
+        border = cut.layer.border if ones else ()
+        select = Select(index, cut.layer.dim, ones=ones, border=border, width=cut.arrives)
         attach_select(module, select.train(module.training))
     if cut.scatter is not None:
         scatter = Scatter(cut.scatter.to(device), fill.to(device), cut.layer.dim)

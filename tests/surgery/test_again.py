@@ -169,3 +169,14 @@ def test_save_without_a_plan_needs_a_model_that_knows_its_own(tmp_path: Path) ->
         surgery.save(ResNet20(), tmp_path)
     with pytest.raises(ValueError, match="save needs a folder"):
         surgery.save(ResNet20(), None)
+
+
+def test_a_slim_network_refuses_inputs_that_the_dense_one_refuses(randomise: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(7200, 2))
+    randomise(net)
+    small = surgery.slim(net, surgery.trace(net, IMAGES).plan({"1": torch.arange(8) < 4}))
+    small(IMAGES)
+    fewer = surgery.slim(small, surgery.trace(small, IMAGES).plan_by(0.5))
+    for model in (net, small, fewer):
+        with pytest.raises((RuntimeError, ValueError), match=r"shapes|needs"):
+            model(OTHERS)
