@@ -36,7 +36,7 @@ PENALTIES: dict[str, tuple[list[str], Penalty]] = {
     "TransformedL1": ([f"{PENALTY}.a=0.5"], penalties.TransformedL1(0.5)),
     "MCP": ([f"{PENALTY}.knot=1.5"], MCP(1.5)),
     "SCAD": ([f"{PENALTY}.knee=0.5", f"{PENALTY}.knot=1.5"], SCAD(0.5, 1.5)),
-    "L0Ball": ([f"{PENALTY}.amount=0.6", "--trainer.callbacks.update=splitting"], L0Ball(0.6)),
+    "L0Ball": ([f"{PENALTY}.amount=0.7", "--trainer.callbacks.update=splitting"], L0Ball(0.7)),
 }
 quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -20,6 +20,7 @@ from lightning_sparsity.callbacks.trial import (
     everywhere,
     follow,
     naming_checkpoint,
+    refuse_nan,
     try_cut,
     try_files,
 )
@@ -133,6 +134,7 @@ class Cutting:
         example, batches = self._agreed(trainer, network)
         folder = self._folder(trainer)
         with naming_checkpoint(trainer, self.amount):
+            refuse_nan(network)
             made = slimming.cut(
                 network,
                 example,

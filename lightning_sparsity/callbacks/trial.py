@@ -134,6 +134,16 @@ def naming_checkpoint(trainer: pl.Trainer, amount: Amount) -> Iterator[None]:
         ) from error
 
 
+def refuse_nan(network: nn.Module) -> None:
+    """After training: refuse weights of which nothing is left to cut, or to compare."""
+    for name, x in network.named_parameters():
+        if bool(x.isnan().any()):
+            raise ValueError(
+                f"Nothing was cut, as {name!r} holds NaN: the training has diverged. Lower the "
+                "learning rate or lam."
+            )
+
+
 def same_kind(error: Exception, message: str) -> Exception:
     """An error of the same kind with another message."""
     kinds: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError)
