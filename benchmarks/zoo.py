@@ -176,7 +176,8 @@ def examine(network: Network, record: Record, **how: Any) -> None:  # noqa: ANN4
     record |= {"outcome": "crash", "stage": "trace"}
     flow = surgery.trace(model, inputs)
     record["frozen"] = [[x.module, x.op, x.reason, x.channels] for x in flow.frozen]
-    unknown = {n: k for n, k in norms_of(model).items() if n in called and n not in flow.norms}
+    scaled = {n for n in called if getattr(model.get_submodule(n), "weight", None) is not None}
+    unknown = {n: k for n, k in norms_of(model).items() if n in scaled - set(flow.norms)}
     kinds = {type(model.get_submodule(n)).__name__ for n in unknown}
     record["unknown"] = [sorted(kinds), sum(unknown.values())]
     record["notes"] = [str(note) for note in flow.notes]

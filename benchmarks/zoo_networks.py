@@ -109,7 +109,7 @@ PYTORCHCV = {
     ],
     224: [
         "airnet50_1x64d_r2", "bagnet9", "bam_resnet18", "bn_vgg11b", "bninception", "cbam_resnet18",
-        "channelnet", "condensenet74_c4_g4", "darknet_tiny", "darts", "dicenet_wd5", "dla46c",
+        "channelnet", "darknet_tiny", "darts", "dicenet_wd5", "dla46c",
         "dpn68", "drnc26", "efficientnet_b0", "espnetv2_wd2", "fdmobilenet_wd4", "fishnet99",
         "ghostnet", "hardnet39ds", "hrnet_w18_small_v1", "ibn_resnet50", "igcv3_wd4",
         "irevnet301", "isqrtcovresnet18", "menet108_8x1_g3", "mixnet_s", "mobilenet_wd4",

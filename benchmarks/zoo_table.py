@@ -66,9 +66,7 @@ def markdown(records: list[Record]) -> str:
     for package, some in [*by_package(judged).items(), ("All", judged)]:
         counted = Counter(x["outcome"] for x in some)
         label = package if package == "All" else f"{package} {some[0]['version']}"
-        cells = [
-            f"{counted[k]} ({counted[k] / len(some):.0%})" if counted[k] else "–" for k in shown
-        ]
+        cells = [_part(counted[k], len(some)) for k in shown]
         lines.append(f"| {label} | {len(some)} | " + " | ".join(cells) + " |")
     worst = max((x["difference"] for x in judged if x["outcome"] in ("exact", "frozen")), default=0)
     days = sorted({x["date"] for x in judged})
@@ -83,6 +81,11 @@ def markdown(records: list[Record]) -> str:
         lines += ["", f"**{TITLES[outcome].capitalize()}:**", ""]
         lines += [_item(x) for x in judged if x["outcome"] == outcome]
     return "\n".join(lines)
+
+
+def _part(n: int, of: int) -> str:
+    """A number and its fraction, and a dash for none."""
+    return "–" if n == 0 else f"{n} (<1%)" if n < of / 100 else f"{n} ({n / of:.0%})"
 
 
 def _item(record: Record) -> str:
