@@ -31,6 +31,8 @@ from torchvision.ops import FrozenBatchNorm2d
 WIDTHS = (4, 6, 8, 8, 12, 12, 16, 16, 24)
 KINDS = {4: "map", 3: "sequence", 2: "vector"}
 RANGE = (1e-2, 30.0)
+LAST = "<last>"
+"""Stands for the layer that a node made last."""
 
 
 class RejectedError(Exception):
@@ -66,7 +68,7 @@ class Gaps(dict[str, Any]):
     """What fills the gaps of one node."""
 
     def __init__(self, rng: random.Random, builder: "Builder", node: Node) -> None:
-        super().__init__(x=node.inputs[0], y=node.inputs[-1], name=f"s{node.name[1:]}", last="@")
+        super().__init__(x=node.inputs[0], y=node.inputs[-1], name=f"s{node.name[1:]}", last=LAST)
         self.rng, self.builder = rng, builder
         x, y = (builder.scope[self[key]] for key in "xy")
         self["c"], self["cy"] = ((v.size(-1 if v.dim() == 3 else 1)) for v in (x, y))
@@ -254,7 +256,7 @@ class Builder:
                 init.append(f"self.{attribute} = {made_by}")
             return made[-1]
 
-        body = re.sub(r"<<(.+?)>>|@(?!=)", swap, "\n".join(body)).split("\n")
+        body = re.sub(rf"<<(.+?)>>|{LAST}", swap, "\n".join(body)).split("\n")
         return init, body
 
     def source(self) -> str:
