@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparsity.surgery import ops
+from lightning_sparsity.surgery.attached import picked, placed
 from lightning_sparsity.surgery.facts import Facts, blocks_of
 from lightning_sparsity.surgery.labels import varying
 from lightning_sparsity.surgery.layout import Bools, Floats, Side, array, tensor
@@ -265,22 +266,6 @@ class Constants:
             return np.where(np.isnan(c), NAN, 0.0)  # minus its own mean, a constant is zero
         normalised: Floats = (c - array(mean)) / np.sqrt(array(var) + getattr(module, "eps", 1e-5))
         return normalised
-
-
-def picked(c: Floats, dim: int, index: Tensor | None, ones: bool) -> Floats:
-    """Some of the constants along a dimension, and a one behind them if there is one."""
-    c = c if index is None else c.take(index.cpu().numpy(), dim)
-    one = np.ones([1 if d == dim else n for d, n in enumerate(c.shape)])
-    return np.concatenate([c, one], dim) if ones else c
-
-
-def placed(c: Floats, dim: int, index: Tensor, fill: Tensor) -> Floats:
-    """The constants of computed channels among those that are filled in."""
-    around = array(fill).reshape([-1 if d == dim else 1 for d in range(c.ndim)])
-    shape = [fill.numel() if d == dim else n for d, n in enumerate(c.shape)]
-    full = np.broadcast_to(around, shape).copy()
-    full[tuple(index.numpy() if d == dim else slice(None) for d in range(c.ndim))] = c
-    return full
 
 
 def _agreed(side: Side, layers: list[list[Floats | None]]) -> Floats:

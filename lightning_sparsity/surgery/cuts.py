@@ -153,7 +153,9 @@ class Cut:
 
     def _has_even_groups(self) -> bool:
         """Whether rows and columns lie in the same groups, equally many in each."""
-        if self.rows.numel() % self.groups or self.columns.numel() % self.groups or self.ones:
+        if self.rows.numel() % self.groups or self.columns.numel() % self.groups:
+            return False
+        if self.ones and self.groups > 1:  # one group alone is like a dense layer
             return False
         of_rows, of_columns = (
             index.div(n // self.layer.groups, rounding_mode="floor").view(self.groups, -1)

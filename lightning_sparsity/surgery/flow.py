@@ -44,8 +44,8 @@ class ChannelFlow:
 
     def settle(self) -> None:
         """Derive the classes of tied channels from the tape, again after it has held more."""
-        self.frozen: list[Frozen] = self.tape.report()
         self.classes = components(self.tape.variables, self.tape.ties)
+        self.frozen: list[Frozen] = self.tape.report(self.classes)
 
     def plan(self, dead: Mapping[str, Tensor], *, gather: bool = True, round_to: int = 1) -> Plan:
         """What can be removed when some BatchNorm scales count as zero.

@@ -32,11 +32,12 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     if frame is None:
         return _hold_layer(recorder, op, -1 - rank, FOREIGN)
     entered = frame.source if frame.selected is None else frame.selected
-    value = recorder.value(op.args[0])
-    border = () if value is None or entered is not op.args[0] else recorder.borders.get(value, ())
+    x: Tensor = op.argument(0, "input")
+    value = recorder.value(x)
+    border = () if value is None or entered is not x else recorder.borders.get(value, ())
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
     folds = folds and not border
-    moved = (op.args[0], op.results[0])
+    moved = (x, op.results[0])
     if depthwise:
         layer = Layer("channel", (groups, groups), -1 - rank)
         return _call(recorder, _site(recorder, frame, layer), frame, moved, folds=folds)
@@ -53,7 +54,7 @@ def _hold_layer(recorder: Recorder, op: Op, dim: int, reason: str) -> None:
     """A layer that stays whole, with all channels that it reads and makes."""
     weight, result = op.argument(1, "weight"), op.results[0]
     if not recorder.training:
-        entries = op.args[0] if op.name in TRANSPOSED else result
+        entries = op.argument(0, "input") if op.name in TRANSPOSED else result
         recorder.tape.fixed_flops += entries.numel() * weight[0].numel()
     recorder.borrow(op)
     recorder.opaque(op, reason)
@@ -72,10 +73,10 @@ def follow_norm(recorder: Recorder, op: Op) -> None:
         recorder.borrow(op)
         return recorder.opaque(op, FOREIGN)
     cut_before = any(isinstance(x, (Select, Scatter)) for x in frame.module.children())
-    if op.name == "prelu" and op.args[1].numel() == 1 and not cut_before:
-        return follow_map(recorder, op) if op.values else None
+    if op.name == "prelu" and op.argument(1, "weight").numel() == 1 and not cut_before:
+        return follow_map(recorder, op) if op.values else recorder.opaque(op, "")
     dim = -1 - int(type(frame.module).__name__[-2]) if op.name == "instance_norm" else 1
-    return follow_channels(recorder, frame, op.args[0], op.results[0], dim)
+    return follow_channels(recorder, frame, op.argument(0, "input"), op.results[0], dim)
 
 
 def follow_channels(recorder: Recorder, frame: Frame, x: Tensor, result: Tensor, dim: int) -> None:

@@ -18,7 +18,9 @@ ALIASES = {
     for spelling in spellings.split()
 }
 
-SUMS = frozenset({"add", "sub"})
+SUMS = frozenset({"add", "sub", "maximum", "minimum"})
+"""Functions of two activations whose channels then live and die together."""
+
 PRODUCTS = frozenset({"mul", "div"})
 
 MAPS = frozenset(
@@ -178,6 +180,12 @@ MIXING_MOVES = frozenset(
 
 LIKE = frozenset({"zeros_like", "ones_like", "full_like"})
 """Functions that make a constant in the shape of an activation: as wide as that is."""
+
+LIKE_UNKNOWN = frozenset({"empty_like", "rand_like", "randn_like"})
+"""The same with entries that nobody knows beforehand."""
+
+NEW = frozenset({"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"})
+"""Functions that take nothing but a dtype and a device from an activation."""
 
 TEMPLATES = frozenset({"type_as", "to"})
 """Functions that take nothing but a dtype and a device from their second tensor."""

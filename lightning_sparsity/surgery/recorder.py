@@ -65,6 +65,10 @@ class Recorder:
     def __init__(
         self, model: nn.Module, tape: Tape, kept: Iterable[Tensor], *, training: bool
     ) -> None:
+        self.token = (
+            object()
+        )  # tensors that outlive a trace keep its marks: they are not this one's
+        self.strangers = 0
         self.tape = tape
         self.training = training
         # Known by their id, they have to live for as long: the model may replace them on the way,
@@ -82,17 +86,25 @@ class Recorder:
 
     def value(self, x: object) -> Value | None:
         """The value that a tensor carries; None if it carries no channels."""
-        mark = x.__dict__.get(MARK) if isinstance(x, Tensor) else None
+        mark = self._mark_of(x) if isinstance(x, Tensor) else None
         return mark if isinstance(mark, Value) else None
+
+    def _mark_of(self, x: Tensor) -> Value | str | None:
+        token, mark = x.__dict__.get(MARK, (None, None))
+        return mark if token is self.token else None
+
+    def has_seen(self, x: Tensor) -> bool:
+        """Whether a tensor is the model's, or was made in this run by a function that was seen."""
+        return id(x) in self.owned or x.__dict__.get(MARK, (None,))[0] is self.token
 
     def is_neutral(self, x: Tensor) -> bool:
         """Whether a tensor is independent of the model's inputs."""
-        return id(x) in self.owned or x.__dict__.get(MARK) == NEUTRAL
+        return id(x) in self.owned or self._mark_of(x) == NEUTRAL
 
     def mark(self, x: Tensor, mark: Value | str | None) -> None:
         """Say what a tensor carries from now on."""
         if id(x) not in self.owned:
-            setattr(x, MARK, mark)
+            setattr(x, MARK, (self.token, mark))
 
     def freeze(self, labels: Sequence[Tensor], op: str, reason: str) -> None:
         """Keep every channel of these labels, and say why."""
@@ -102,13 +114,26 @@ class Recorder:
             fresh = (variables != ROOT) & ~self.tape.is_held(variables)
             self.tape.hold(variables[fresh], (module, op, reason))
 
+    def has_name(self, x: Tensor) -> bool:
+        """Whether the values of a tensor are known when they are needed: activations, weights."""
+        named = self.owned.get(id(x), SHARED) != SHARED or not x.is_floating_point()
+        return named or self.value(x) is not None
+
+    def note(self, labels: Sequence[Tensor], op: str, reason: str) -> None:
+        """Say why constants end, of channels that are not frozen for that."""
+        module = self.frames[-1].name if self.frames else ""
+        for some in labels:
+            variables = compact(some, some).flatten()
+            self.tape.noted.setdefault((module, op, reason), []).append(variables)
+
     def look_for_strangers(self, tensors: list[Tensor]) -> None:
         """A tensor that nobody has seen being made may come from any channel so far: keep them all.
 
         Compiled code, custom autograd functions and iteration over a tensor make such tensors.
         """
         for x in tensors:
-            if MARK not in x.__dict__ and id(x) not in self.owned:
+            if not self.has_seen(x):
+                self.strangers += 1
                 self.mark(x, None)
                 made = torch.arange(1, self.tape.variables)
                 self.freeze([made], "unseen code", "makes a tensor out of sight")

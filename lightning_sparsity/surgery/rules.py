@@ -26,6 +26,8 @@ def follow(recorder: Recorder, op: Op) -> None:
         recorder.opaque(op, "makes no floating point values")
     elif len(op.tensors) == 1 and op.name in ops.LIKE:
         recorder.record("map", op, [op.values[0].labels])
+    elif len(op.tensors) == 1 and op.name in ops.LIKE_UNKNOWN:
+        recorder.record("opaque", op, [op.values[0].labels])
     elif len(op.values) == 1 and neutral and op.name in ops.MAPS | ops.SUMS | ops.PRODUCTS:
         follow_map(recorder, op)
     elif len(op.tensors) == 2 and op.name in ops.SUMS | ops.PRODUCTS:
@@ -48,6 +50,8 @@ def follow_map(recorder: Recorder, op: Op) -> None:
         own = recorder.value(x) is None and op.name != "prelu"
         if own and any(d >= offset and x.size(d - offset) > 1 for d in varying(labels)):
             recorder.freeze([labels], op.name, "meets a tensor with one entry per channel")
+    if varying(labels) and not all(recorder.has_name(x) for x in op.tensors):
+        recorder.note([labels], op.name, "meets a computed tensor: no constant goes on from here")
     recorder.record("map", op, [labels])
 
 
@@ -142,8 +146,8 @@ def _follow_keep(recorder: Recorder, op: Op) -> None:
 
 def _follow_reduction(recorder: Recorder, op: Op) -> None:
     labels = op.values[0].labels
-    dims: Any = op.argument(1, "dim")
-    keepdim = bool(op.argument(2, "keepdim", False))
+    dims: Any = op.argument(1, "dim", op.kwargs.get("axis"))
+    keepdim = bool(op.argument(2, "keepdim", op.kwargs.get("keepdims", False)))
     asked = () if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
     chosen = tuple(d % labels.dim() for d in asked) or tuple(range(labels.dim()))
     if set(chosen) & set(varying(labels)):

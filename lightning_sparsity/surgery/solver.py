@@ -34,12 +34,14 @@ class Solved:
     """The columns whose constant moves into the bias."""
     carried: Tensor
     """The columns whose constant moves into one column: zero padding keeps it out of the bias."""
-    behind: Tensor
-    """What exists behind the layer: `leaving`, with the constants that an earlier cut filled in."""
-    before: Tensor
-    """What exists in front of the layer: `arriving`, with what an earlier cut did not pick."""
     carrier: int | None = None
     """The kept column that takes over the `carried` ones; None if a column of ones does."""
+
+    def __post_init__(self) -> None:
+        self.behind = self.leaving
+        """What exists behind the layer: `leaving` with what an earlier cut filled in."""
+        self.before = self.arriving
+        """What exists in front of the layer: `arriving` with what an earlier cut did not pick."""
 
 
 @dataclass(eq=False)
@@ -282,14 +284,12 @@ class Solver:
             columns = (self.kept, self.arriving, self.folded, self.carried)
             computed, leaving = (tensor(mask[part.rows]) for mask in rows)
             kept, arriving, folded, carried = (tensor(mask[part.columns]) for mask in columns)
-            behind = tensor(
-                self.state[self.wiring.of_variable[part.site.leaving.numpy()]] >= PRESENT
+            masks = (computed, leaving, kept, arriving, folded, carried)
+            made = found[part.site.name] = Solved(*masks, self.carriers.get(i))
+            made.behind, made.before = (
+                tensor(self.state[self.wiring.of_variable[variables.numpy()]] >= PRESENT)
+                for variables in (part.site.leaving, part.site.arriving)
             )
-            before = tensor(
-                self.state[self.wiring.of_variable[part.site.arriving.numpy()]] >= PRESENT
-            )
-            masks = (computed, leaving, kept, arriving, folded, carried, behind, before)
-            found[part.site.name] = Solved(*masks, self.carriers.get(i))
         return found
 
     def adds_constants(self) -> Bools:

@@ -40,7 +40,7 @@ from lightning_sparsity.surgery.plan_file import (
 )
 from lightning_sparsity.surgery.plan_file import read_record as read_record
 from lightning_sparsity.surgery.plan_file import to_record as to_record
-from lightning_sparsity.surgery.slim import attach, shrink
+from lightning_sparsity.surgery.shrinking import attach, shrink
 
 PER_TENSOR = 1 << 10  # bytes in a header or plan for what is not listed by channel
 PER_CHANNEL = 1 << 6

@@ -164,6 +164,8 @@ class Tape:
     def __post_init__(self) -> None:
         self.held = torch.ones(1, dtype=torch.bool)
         """Which variables are frozen."""
+        self.noted: dict[tuple[str, str, str], list[Tensor]] = {}
+        """What else is to be said of variables that are not frozen for that."""
 
     def new_variables(self, n: int) -> Tensor:
         """`n` fresh variables."""
@@ -223,12 +225,15 @@ class Tape:
             if why is not None:
                 self.frozen.setdefault(why, []).append(variables)
 
-    def report(self) -> list[Frozen]:
-        """What was frozen, by module, function and reason."""
-        return [
-            Frozen(*why, channels=len(set(torch.cat(some).tolist())))
-            for why, some in self.frozen.items()
-        ]
+    def report(self, classes: Tensor) -> list[Frozen]:
+        """What was frozen, and what was noted of the rest, by module, function and reason."""
+        found = []
+        for why, some in [*self.frozen.items(), *self.noted.items()]:
+            variables = torch.cat(some).unique()
+            if why in self.noted:
+                variables = variables[classes[variables] != 0]
+            found += [Frozen(*why, channels=variables.numel())] if variables.numel() else []
+        return found
 
 
 def swapped(item: Any, swap: Any) -> Any:  # noqa: ANN401

@@ -117,6 +117,8 @@ class Tracer(TorchFunctionMode):
             results = tensors[:1]  # `x[...] = y` returns nothing
         if name in ops.TEMPLATES:
             tensors = tensors[:1]
+        elif name in ops.NEW:
+            tensors = []
         values = [v for v in map(self.recorder.value, tensors) if v is not None]
         if name in ops.SIZES:
             self.recorder.tape.sizes += [(len(self.recorder.tape.steps), v) for v in values]
@@ -167,7 +169,9 @@ def is_followed_as_one(module: nn.Module) -> bool:
 
 def looks_like_frozen_norm(module: nn.Module) -> bool:
     """Whether a module keeps what a batch norm keeps, and is none of PyTorch's."""
-    if isinstance(module, nn.modules.batchnorm._NormBase) or next(module.children(), None):
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return False
+    if not all(isinstance(child, (Select, Scatter)) for child in module.children()):
         return False
     own = [
         getattr(module, name, None) for name in ("weight", "bias", "running_mean", "running_var")

@@ -1,5 +1,8 @@
 """Run a model once and follow its channels: what `ChannelFlow` is made from."""
 
+import gc
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -7,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_sparsity.surgery.flow import ChannelFlow
 from lightning_sparsity.surgery.labels import ROOT, compact
-from lightning_sparsity.surgery.recorder import MARK
+from lightning_sparsity.surgery.recorder import MARK, Recorder
 from lightning_sparsity.surgery.running import (
     Inputs,
     Snapshot,
@@ -17,7 +20,7 @@ from lightning_sparsity.surgery.running import (
     show_heads,
     tensors_in,
 )
-from lightning_sparsity.surgery.tape import Tape, Value, swapped
+from lightning_sparsity.surgery.tape import Tape, swapped
 from lightning_sparsity.surgery.tracer import Tracer
 from lightning_sparsity.waiting import Waiting
 
@@ -45,7 +48,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelFlow:
     _check_modules(model)
     try:
         with reads_of_mode(model) as asked:
-            _run(model, tape, example_inputs, training=False)
+            if _run(model, tape, example_inputs, training=False):
+                tape = Tape()
+                _run(model, tape, example_inputs, training=False, there=_all_tensors())
     except Exception as error:
         raise ValueError(
             "trace needs example inputs that the model runs on, but it raised "
@@ -83,10 +88,27 @@ def _check_modules(model: nn.Module) -> None:
             )
 
 
-def _run(model: nn.Module, tape: Tape, example_inputs: Inputs, *, training: bool) -> None:
+def _all_tensors() -> list[Tensor]:
+    """Every tensor of the process: none of them can come from channels of a run yet to be.
+
+    Code may keep constants anywhere, in a cache or a global, where a model does not show them.
+    """
+    return [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+
+
+def _run(
+    model: nn.Module,
+    tape: Tape,
+    example_inputs: Inputs,
+    *,
+    training: bool,
+    there: Sequence[Tensor] = (),
+) -> bool:
+    """Write a run on the tape; whether tensors turned up that nobody has seen being made."""
     inputs = swapped(example_inputs, lambda x: x.detach() if isinstance(x, Tensor) else x)
     with preserved(model) as before:
-        tracer = Tracer(model, tape, (x for x, _ in before.values), training=training)
+        kept = [*(x for x, _ in before.values), *there]
+        tracer = Tracer(model, tape, kept, training=training)
         if training:
             show_heads(model)
         else:
@@ -104,13 +126,15 @@ def _run(model: nn.Module, tape: Tape, example_inputs: Inputs, *, training: bool
             leave.remove()
             for x in given:
                 x.__dict__.pop(MARK, None)
-        _hold(tape, result, before)
+        _hold(tracer.recorder, result, before)
+    return tracer.recorder.strangers > 0
 
 
-def _hold(tape: Tape, result: object, before: Snapshot) -> None:
+def _hold(recorder: Recorder, result: object, before: Snapshot) -> None:
     """What the model returns, or keeps for later, stays whole."""
     for x in [*tensors_in(result), *before.new_tensors()]:
-        value = x.__dict__.pop(MARK, None)
-        if isinstance(value, Value):
+        value = recorder.value(x)
+        x.__dict__.pop(MARK, None)
+        if value is not None:
             variables = compact(value.labels, value.labels).flatten()
-            tape.hold(variables[variables != ROOT])
+            recorder.tape.hold(variables[variables != ROOT])
