@@ -149,7 +149,7 @@ class Recorder:
             return Weight(self.owned[id(x)])
         if not x.is_floating_point():
             return x.detach().cpu()
-        return Unknown() if self.is_neutral(x) else Value(plain(x.shape))
+        return Unknown(tuple(x.shape)) if self.is_neutral(x) else Value(plain(x.shape))
 
 
 def tensors_of(item: object) -> Iterator[Tensor]:
