@@ -114,7 +114,9 @@ class Facts:
             if isinstance(x, Weight) and not self.weights[x.name].is_floating_point():
                 return self.weights[x.name].detach().cpu()  # an index
             if isinstance(x, Weight):
-                return torch.tensor(-1.0).expand(self.weights[x.name].shape)
+                weight = self.weights[x.name]
+                index = not weight.is_floating_point()  # it says where to, and is not moved itself
+                return weight.cpu() if index else torch.tensor(-1.0).expand(weight.shape)
             if isinstance(x, Unknown):
                 return torch.tensor(-1.0).expand(x.shape)
             if not isinstance(x, Value):

@@ -75,6 +75,7 @@ class Rounding:
             for name, n in self.flow.norms.items()
         }
         self.held = Held()
+        self._find_constants()
         self._solve()
         if round_to > 1:
             self.units = self._units()
@@ -90,17 +91,19 @@ class Rounding:
         """How many channels stay in every layer."""
         return Widths.of_solver(self.solver, self.ground.lacks_bias)
 
+    def _find_constants(self) -> None:
+        ground = self.ground
+        self.constants = Constants(ground.model, self.flow.tape, self.dead, ground.facts)
+
     def _solve(self) -> None:
-        """What stays of every layer, given what is dead and what is held."""
-        ground, tape = self.ground, self.flow.tape
-        self.constants = Constants(ground.model, tape, self.dead, ground.facts)
+        """What stays of every layer, given what is constant and what is held."""
         self.solver = Solver(
-            tape,
+            self.flow.tape,
             self.flow.classes,
             self.constants,
             self.held,
             gather=self.gather,
-            wiring=ground.wiring,
+            wiring=self.ground.wiring,
         )
         self.solver.run()
 
@@ -144,14 +147,18 @@ class Rounding:
                 # At the dense width nothing has to be dead, not even what carries constants.
                 chosen.append(own if short == int(free.sum()) else own[best])
         units = torch.cat(chosen).unique() if chosen else torch.empty(0, dtype=torch.long)
-        self._hold_units(units)
-        for name, dead in self.dead.items():
-            self.dead[name] = dead & ~torch.isin(self.units[name], units)
-        return units.numel() > 0
+        if not units.numel():
+            return False
+        held = self._hold_units(units)
+        self.dead = {name: dead & ~held[self.units[name]] for name, dead in self.dead.items()}
+        self._find_constants()
+        return True
 
-    def _hold_units(self, units: Tensor) -> None:
+    def _hold_units(self, units: Tensor) -> Tensor:
+        held = torch.zeros(self._size(), dtype=torch.bool).index_fill(0, units, True)
         for name, own in self.units.items():
-            _add(self.held.rows, name, torch.isin(own, units))
+            _add(self.held.rows, name, held[own])
+        return held
 
     def _hold_rows(self) -> bool:
         """Other layers compute constants, or rows that nobody needs."""
