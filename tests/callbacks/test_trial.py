@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_sparsity import NetworkSlimming, Regularization, checkpoint, surgery
+from lightning_sparsity import NetworkSlimming, Regularization, amounts, surgery
 from lightning_sparsity.callbacks import cutting, trial
 from lightning_sparsity.models import ResNet20
 from lightning_sparsity.penalties import GroupLasso
@@ -294,7 +294,7 @@ def test_an_error_in_writing_at_the_end_names_it_too(
 def test_the_command_takes_the_amount_that_the_error_names(amount: Any) -> None:
     words = trial._option(amount).replace("'", "").split()
     assert words[0] == "--amount"
-    got = checkpoint._amount(words[1])
+    got = amounts.parse(words[1])
     wanted = amount.share if isinstance(amount, Share) else amount
     if isinstance(amount, surgery.Budget) and amount.round_to > 1:
         assert words[2:] == ["--round-to", str(amount.round_to)]

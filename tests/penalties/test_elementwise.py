@@ -164,7 +164,7 @@ def coded(name: str, s: float, a: float, x: Tensor) -> Tensor:
         ("SCAD", lambda s, a: SCAD(s, a * s), 1e-4, 10_000.0),
         ("SCAD", lambda s, a: SCAD(s, a * s), 0.7, 3.7),
     ],
-    ids=str,
+    ids=lambda x: "" if callable(x) else str(x),
 )
 def test_lam_times_the_subgradient_is_what_the_papers_code_adds(
     name: str, make: Callable[[float, float], Penalty], s: float, a: float
