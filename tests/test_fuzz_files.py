@@ -58,8 +58,8 @@ def refuse(error: type[Exception], text: str) -> Callable[[], Any]:
         (lambda: {"x": torch.ones(2).double()}, "other tensors"),
         (lambda: {"x": torch.ones(2, 1)}, "other tensors"),
         (lambda: {}, "other tensors"),
-        pytest.param(lambda: {"x": torch.ones(1 << 26)}, "too much memory", marks=linux),
-        pytest.param(lambda: bytearray(1 << 28), "too much memory", marks=linux),
+        pytest.param(lambda: {"x": torch.empty(1 << 32)}, "too much memory", marks=linux),
+        pytest.param(lambda: bytearray(1 << 33), "too much memory", marks=linux),
         pytest.param(lambda: time.sleep(1), "too long", marks=linux),
     ],
 )

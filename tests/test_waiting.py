@@ -120,5 +120,5 @@ def test_everything_slow_in_surgery_shows(monkeypatch: pytest.MonkeyPatch) -> No
         "Looking for Params(keep=0.5)",
         "Measuring what dead channels carry",
         "Cutting the network",
-        "Proving that the slim network computes the same",
+        "Checking that the slim network returns the same",
     ]

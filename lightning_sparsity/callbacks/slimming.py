@@ -99,6 +99,11 @@ class NetworkSlimming(CutCallback, SplitCallback):
         compensate: slimming.Compensate = "shift",
         dirpath: str | None = None,
     ) -> None:
+        if amount is None:
+            raise ValueError(
+                "NetworkSlimming needs an amount, got amount=None: for what is exactly zero, and "
+                'nothing else, write amount="zeros".'
+            )
         how_much = amounts.parse(amount)
         budget = None if how_much is None else budget_of(how_much)
         self.penalty = slimming.default_penalty(how_much) if penalty is None else penalty

@@ -56,14 +56,14 @@ class Select(nn.Module):
                 f"The slim layer needs {self.width} channels, got {x.size(dim)} in an input of "
                 f"shape {tuple(x.shape)}: give inputs of the size that the network was made for."
             )
-        if self.index is not None:
-            x = x.index_select(dim, self.index)
+        picked = x if self.index is None else x.index_select(dim, self.index)
         if self.ones and self.border:
-            one = x.narrow(dim, 0, 1) if x.size(dim) else x.new_zeros(())
-            inside = [-n for n in self.border]
-            one = nn.functional.pad(torch.ones_like(nn.functional.pad(one, inside)), self.border)
-            return torch.cat([x, one], dim)
-        return nn.functional.pad(x, [0, 0] * (-1 - dim) + [0, 1], value=1.0) if self.ones else x
+            inside = nn.functional.pad(x.narrow(dim, 0, 1), [-n for n in self.border])
+            one = nn.functional.pad(torch.ones_like(inside), self.border)
+            return torch.cat([picked, one], dim)
+        if self.ones:
+            return nn.functional.pad(picked, [0, 0] * (-1 - dim) + [0, 1], value=1.0)
+        return picked
 
     def extra_repr(self) -> str:
         """How many channels are picked."""

@@ -13,6 +13,7 @@ from lightning_sparsity.surgery.facts import blocks_of
 from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.holding import hold_place
 from lightning_sparsity.surgery.locate import Live, locate
+from lightning_sparsity.surgery.modules import Scatter, Select
 from lightning_sparsity.surgery.plan import Plan, plan_of, remember
 from lightning_sparsity.surgery.proof import MismatchError, Proof, prove
 from lightning_sparsity.surgery.shrinking import attach, shrink
@@ -87,6 +88,9 @@ def _hold_back(mismatch: MismatchError, plan: Plan, live: Live) -> None:
     assert flow is not None
     assert plan.remake is not None
     place = locate(mismatch, flow.tape, live)
+    failed = dict(mismatch.rerun.small.named_modules()).get(place.module)
+    if isinstance(failed, (Select, Scatter)) and not isinstance(mismatch.error, ValueError):
+        raise mismatch  # a fault of ours, not of the model's code
     where = f"at {place.module or 'the end of the model'!r}{place.op and f' ({place.op})'}"
     found = f"The slim model {place.reason} {where}: the model's own code counts channels there"
     if not hold_place(flow.tape, place):

@@ -37,7 +37,7 @@ from lightning_sparsity.surgery import Flops, Share
         ([], {"gather": "no"}, r"gather needs True or False, got 'no': did you mean gather=False"),
         ([], {"gather": 1}, r"gather needs True or False, got 1\."),
         ([], {"dirpath": True}, r"dirpath needs the path of a folder, got True"),
-        ([], {"amount": "50%"}, r"got amount='50%'.*0\.5"),
+        ([], {"amount": "50%"}, r"got '50%'.*0\.5"),
         ([], {"amount": 50}, r"got amount=50.*0\.5"),
         ([], {"amount": True}, r"got amount=True"),
         ([], {"amount": None}, r"got amount=None"),
