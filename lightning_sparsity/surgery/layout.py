@@ -31,7 +31,7 @@ class Side:
 
     def __init__(self, variables: Sequence[Tensor]) -> None:
         sizes = np.array([own.numel() for own in variables], dtype=np.int64)
-        ends = sizes.cumsum()
+        self._ends = ends = sizes.cumsum()
         self.slices = [
             slice(end - n, end) for n, end in zip(sizes.tolist(), ends.tolist(), strict=True)
         ]
@@ -45,8 +45,8 @@ class Side:
 
     def count(self, mask: Bools) -> Ints:
         """How many entries of each layer are set."""
-        counts: Ints = np.bincount(self.layer[mask], minlength=len(self.slices))
-        return counts
+        until = np.searchsorted(mask.nonzero()[0], self._ends)  # how many until a layer ends
+        return np.diff(until, prepend=0)
 
     def joined(self, masks: dict[int, Tensor]) -> Bools:
         """Masks of some layers, by number, in one vector; False elsewhere."""
