@@ -26,8 +26,11 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     """A convolution or linear layer."""
     weight: Tensor = op.argument(1, "weight")
     groups = 1 if op.name == "linear" else int(op.argument(6, "groups", 1))
-    depthwise = groups > 1 and groups == weight.size(0) and weight.size(1) == 1
     frame = _own_layer(recorder, weight)
+    # A convolution of groups that was cut down to one of them is still what it was.
+    former = recorder.former.get(frame.name, "dense") if frame is not None else "dense"
+    alone = groups == weight.size(0) and weight.size(1) == 1
+    depthwise = alone and (groups > 1 or former == "channel")
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
     if frame is None:
         return _hold_layer(recorder, op, -1 - rank, FOREIGN)
@@ -44,7 +47,7 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     weight_dims = (1, 0) if op.name in TRANSPOSED else (0, 1)
     sizes = (weight.size(0), weight.size(1) * groups)
     widths = (sizes[weight_dims[0]], sizes[weight_dims[1]])
-    kind: Kind = "dense" if groups == 1 else "grouped"
+    kind: Kind = "dense" if groups == 1 and former != "grouped" else "grouped"
     ones = frame.name in recorder.ones
     layer = Layer(kind, widths, -1 - rank, weight_dims, groups, border, ones)
     return _call(recorder, _site(recorder, frame, layer), frame, moved, folds=folds)

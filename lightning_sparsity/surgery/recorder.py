@@ -69,6 +69,8 @@ class Recorder:
             object()
         )  # tensors that outlive a trace keep its marks: they are not this one's
         self.strangers = 0
+        self.former: dict[str, str] = {}
+        """The kinds of layers in the dense model, if this one was cut before."""
         self.tape = tape
         self.training = training
         # Known by their id, they have to live for as long: the model may replace them on the way,

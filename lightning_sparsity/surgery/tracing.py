@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_sparsity.surgery.flow import ChannelFlow
 from lightning_sparsity.surgery.labels import ROOT, compact
+from lightning_sparsity.surgery.plan import plan_of
 from lightning_sparsity.surgery.recorder import MARK, Recorder
 from lightning_sparsity.surgery.running import (
     Inputs,
@@ -109,6 +110,8 @@ def _run(
     with preserved(model) as before:
         kept = [*(x for x, _ in before.values), *there]
         tracer = Tracer(model, tape, kept, training=training)
+        if (earlier := plan_of(model)) is not None:
+            tracer.recorder.former = {n: cut.layer.kind for n, cut in earlier.cuts.items()}
         if training:
             show_heads(model)
         else:
