@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.tape import own_tensors_of
+
 TABLES = ("_parameters", "_buffers", "_modules")
+NAMES = ("weight", "bias", "running_mean")
+ATOMS = (int, float, bool, str, type(None), tuple)
 
 
 def full_copy(model: nn.Module) -> nn.Module:
@@ -21,12 +25,31 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
-    shared = list(shared)
+    memo: dict[int, Any] = {id(x): x for x in shared}
+    if memo:
+        memo |= {id(module): _twin(module) for module in model.modules() if _is_plain(module)}
     try:
-        return copy.deepcopy(model, {id(x): x for x in shared})
+        return copy.deepcopy(model, dict(memo))
     except Exception:  # anything may be an attribute, and refuse in its own way
-        replaced = dict(_stubborn(model))
-        return copy.deepcopy(model, {id(x): x for x in shared} | replaced)
+        return copy.deepcopy(model, memo | dict(_stubborn(model)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's layers, without anything that somebody has added."""
+    own = vars(module)
+    return (
+        type(module).__module__.startswith("torch.nn.modules.")
+        and not own["_modules"]
+        and all(type(x) in ATOMS or name in TABLES or not x for name, x in own.items())
+    )
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy of a plain layer that shares its tensors: as `deepcopy` makes it, but fast."""
+    twin = type(module).__new__(type(module))
+    for name, x in vars(module).items():
+        vars(twin)[name] = x if type(x) in ATOMS else copy.copy(x)
+    return twin
 
 
 def _stubborn(model: nn.Module) -> Iterator[tuple[int, Any]]:
@@ -59,8 +82,7 @@ def in_double(model: nn.Module) -> nn.Module:
     model = shared_copy(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, x in own:
+        for name, x in own_tensors_of(module):
             if x.is_floating_point() and id(x) not in memo:
                 wide = x.detach().double()
                 memo[id(x)] = (
@@ -77,15 +99,13 @@ def own_tensors(small: nn.Module, model: nn.Module) -> None:
     originals = {id(x) for x in [*model.parameters(), *model.buffers()]}
     named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     named.update(model.named_parameters(remove_duplicate=False))
+    floats = {name: x for name, x in named.items() if x.is_floating_point()}
     memo: dict[int, Any] = {}
     for module_name, module in small.named_modules():
-        for name, x in [
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ]:
+        for name, x in own_tensors_of(module):
             full_name = f"{module_name}.{name}".lstrip(".")
             like = named.get(full_name)
-            like = _neighbour(full_name, named, x) if like is None else like
+            like = _neighbour(full_name, floats, x) if like is None else like
             own = copy.deepcopy(x, memo) if id(x) in originals else x
             dtype = like.dtype if own.is_floating_point() else own.dtype
             own.data = own.data.to(like.device, dtype)
@@ -102,9 +122,9 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _neighbour(name: str, named: dict[str, Tensor], x: Tensor) -> Tensor:
+def _neighbour(name: str, floats: dict[str, Tensor], x: Tensor) -> Tensor:
     """The tensor whose dtype and device something new takes: of its layer, or of any."""
     layer = name.partition(".scatter.")[0].partition(".select.")[0].removesuffix(".bias")
-    floats = {other: y for other, y in named.items() if y.is_floating_point()}
-    own = (y for other, y in floats.items() if other.rpartition(".")[0] == layer)
+    names = [f"{layer}.{own}".lstrip(".") for own in NAMES]
+    own = (floats[name] for name in names if name in floats)
     return next(own, next(iter(floats.values()), x))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_sparsity.surgery import ops
+from lightning_sparsity.surgery.modules import Scatter, Select
 from lightning_sparsity.surgery.observing import Observer, relative_difference, set_mode
 from lightning_sparsity.surgery.proof import MismatchError
 from lightning_sparsity.surgery.running import call, each_tensor, preserved
@@ -100,9 +101,9 @@ def _run(
     for name, module in modules.items():
         hooks.append(module.register_forward_pre_hook(lambda _m, _a, n=name: running.append(n)))
 
-        def leave(_: nn.Module, __: object, result: object, name: str = name) -> None:
+        def leave(own: nn.Module, __: object, result: object, name: str = name) -> None:
             running.pop()
-            if isinstance(result, Tensor) and name and "select" not in name:
+            if isinstance(result, Tensor) and name and not isinstance(own, (Select, Scatter)):
                 look(name, result)
 
         hooks.append(module.register_forward_hook(leave))

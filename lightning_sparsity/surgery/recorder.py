@@ -17,6 +17,7 @@ from lightning_sparsity.surgery.tape import (
     Unknown,
     Value,
     Weight,
+    own_tensors_of,
     swapped,
 )
 
@@ -212,7 +213,6 @@ def _owned(model: nn.Module) -> Iterator[tuple[int, str]]:
     """Names of parameters and buffers by id; what several modules share belongs to none."""
     seen: dict[int, str] = {}
     for layer, module in model.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
+        for name, tensor in own_tensors_of(module):
             seen[id(tensor)] = SHARED if id(tensor) in seen else f"{layer}.{name}".lstrip(".")
     yield from seen.items()

@@ -57,14 +57,6 @@ def each_tensor(item: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: 
     return swapped(item, lambda x: change(x) if isinstance(x, Tensor) else x)
 
 
-def tensors_kept(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors that modules keep as plain attributes, in containers or not."""
-    for module in model.modules():
-        for name, x in vars(module).items():
-            if isinstance(x, (Tensor, list, dict, tuple)) and name not in REGISTERED:
-                yield from tensors_in(x)
-
-
 def _parts(item: object) -> Iterable[object]:
     if isinstance(item, Mapping):
         return item.values()
@@ -88,11 +80,12 @@ class Snapshot:
             for table in (own[name] for name in TABLES)
         ]
         self.containers: dict[int, tuple[Any, Any]] = {}
+        written = list(model.buffers())
         for _, own in self.attributes:
             for name, x in own.items():
-                if name not in REGISTERED:
+                if name not in REGISTERED and isinstance(x, (Tensor, tuple, *CONTAINERS)):
                     self._remember(x)
-        written = [*model.buffers(), *tensors_kept(model)]
+                    written += [] if _is_of_numbers(x) else tensors_in(x)
         self.values = [(x, x.detach().clone()) for x in written]
 
     def _remember(self, item: object) -> None:
@@ -138,6 +131,11 @@ class Snapshot:
 
 def _same(table: dict[Any, Any], own: dict[Any, Any]) -> bool:
     return list(table) == list(own) and all(table[key] is x for key, x in own.items())
+
+
+def _is_of_numbers(x: object) -> bool:
+    """A kernel size, a stride and the like: nearly all containers that layers keep."""
+    return isinstance(x, (tuple, list)) and all(type(n) is int for n in x)
 
 
 @contextmanager

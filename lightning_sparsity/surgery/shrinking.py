@@ -10,13 +10,14 @@ from lightning_sparsity.surgery.modules import (
     attach_select,
     detach_both,
 )
+from lightning_sparsity.surgery.tape import own_tensors_of
 
 
 def shrink(module: nn.Module, cut: Cut, weight: Tensor | None = None) -> None:
     """Give a layer the rows and columns that the cut leaves it (and `weight`, if it is known)."""
     if weight is None and not cut.is_smaller() and not cut.ones:
         return
-    for name, x in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+    for name, x in own_tensors_of(module):
         if x.dim() == 0 or (isinstance(module, nn.PReLU) and x.numel() == 1):
             continue
         if name != "weight" or cut.layer.kind == "channel":

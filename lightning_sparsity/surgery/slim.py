@@ -61,7 +61,7 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     while True:
         masked = _masked(shared_copy(model), plan)
         with Waiting("Cutting the network"):
-            surgeon = Surgeon(shared_copy(masked), plan, plan.flow)
+            surgeon = Surgeon(shared_copy(masked) if verify else masked, plan, plan.flow)
             cuts = surgeon.operate()
         try:
             proof = _proof(masked, surgeon, plan.flow) if verify else None
@@ -89,8 +89,9 @@ def _hold_back(mismatch: MismatchError, plan: Plan, live: Live) -> None:
     assert plan.remake is not None
     place = locate(mismatch, flow.tape, live)
     failed = dict(mismatch.rerun.small.named_modules()).get(place.module)
-    if isinstance(failed, (Select, Scatter)) and not isinstance(mismatch.error, ValueError):
-        raise mismatch  # a fault of ours, not of the model's code
+    ours = isinstance(failed, (Select, Scatter)) and not isinstance(mismatch.error, ValueError)
+    if ours and mismatch.error is not None:
+        raise mismatch.error  # a fault of what surgery adds, not of the model's code
     where = f"at {place.module or 'the end of the model'!r}{place.op and f' ({place.op})'}"
     found = f"The slim model {place.reason} {where}: the model's own code counts channels there"
     if not hold_place(flow.tape, place):
@@ -211,6 +212,8 @@ class Surgeon:
                 at = int(torch.searchsorted(made.columns, torch.tensor(solved.carrier)))
                 weight[:, at] += carried / c[solved.carrier]
             weight = weight.transpose(0, site.layer.weight_dims[0])
+        if not bool(constant.any()):
+            return weight.contiguous()
         silent = constant.to(weight.device).view(made.groups, -1)
         blocks = blocks_of(weight.contiguous(), made.groups, site.layer.weight_dims)
         blocks = blocks.masked_fill(silent.view(*silent.shape, *[1] * (blocks.dim() - 2)), 0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind = Literal[
     "move", "map", "keep", "reduce", "product", "pad", "site", "select", "scatter", "opaque"
@@ -234,6 +234,12 @@ class Tape:
                 variables = variables[classes[variables] != 0]
             found += [Frozen(*why, channels=variables.numel())] if variables.numel() else []
         return found
+
+
+def own_tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a module itself, by name."""
+    both = [*module._parameters.items(), *module._buffers.items()]
+    return [(name, x) for name, x in both if x is not None]
 
 
 def swapped(item: Any, swap: Any) -> Any:  # noqa: ANN401

@@ -37,6 +37,7 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.recorder = Recorder(model, tape, kept, training=training)
         self.modules = list(model.modules())  # known by their id, they have to stay
+        self.as_one = {id(module) for module in self.modules if is_followed_as_one(module)}
         self.names = {id(module): name for name, module in model.named_modules()}
         self.paused = 0
 
@@ -45,7 +46,7 @@ class Tracer(TorchFunctionMode):
         if id(module) in self.names:
             first = args[0] if args and isinstance(args[0], Tensor) else None
             self.recorder.frames.append(Frame(module, self.names[id(module)], first))
-            self.paused += is_followed_as_one(module)
+            self.paused += id(module) in self.as_one
 
     def leave_module(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         """A module ends: a `Scatter` can follow if it does nothing across channels to its layer."""
@@ -53,15 +54,17 @@ class Tracer(TorchFunctionMode):
             return
         self.paused += 1  # what happens here is ours, not the model's
         self._leave(module, args, result)
-        self.paused -= 1 + is_followed_as_one(module)
+        self.paused -= 1 + (id(module) in self.as_one)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: object) -> None:
         frame = self.recorder.frames[-1]
-        if isinstance(module, Select):
+        if id(module) not in self.as_one:
+            pass
+        elif isinstance(module, Select):
             follow_select(self.recorder, frame, args[0], result)  # type: ignore[arg-type]
         elif isinstance(module, Scatter):
             follow_scatter(self.recorder, frame, args[0], result)  # type: ignore[arg-type]
-        if looks_like_frozen_norm(module):
+        else:
             self._leave_frozen_norm(frame, args, result)
         self.recorder.frames.pop()
         self.recorder.look_for_strangers(list(tensors_of(result)))
@@ -169,14 +172,17 @@ def is_followed_as_one(module: nn.Module) -> bool:
 
 def looks_like_frozen_norm(module: nn.Module) -> bool:
     """Whether a module keeps what a batch norm keeps, and is none of PyTorch's."""
+    own = vars(module)
+    tables = (own, own.get("_parameters", own), own.get("_buffers", own))
+    if not any("running_mean" in table for table in tables):
+        return False
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return False
     if not all(isinstance(child, (Select, Scatter)) for child in module.children()):
         return False
-    own = [
-        getattr(module, name, None) for name in ("weight", "bias", "running_mean", "running_var")
-    ]
-    return all(isinstance(x, Tensor) and x.dim() == 1 for x in own) and len(set(map(len, own))) == 1  # type: ignore[arg-type]
+    kept = ("weight", "bias", "running_mean", "running_var")
+    found = [x for name in kept if isinstance(x := getattr(module, name, None), Tensor)]
+    return len(found) == len(kept) and found[0].dim() == 1 and len({x.shape for x in found}) == 1
 
 
 def is_normalised(module: Any, x: Tensor, result: Tensor) -> bool:  # noqa: ANN401

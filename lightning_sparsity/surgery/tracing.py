@@ -21,7 +21,7 @@ from lightning_sparsity.surgery.running import (
     show_heads,
     tensors_in,
 )
-from lightning_sparsity.surgery.tape import Tape, swapped
+from lightning_sparsity.surgery.tape import Tape, own_tensors_of, swapped
 from lightning_sparsity.surgery.tracer import Tracer
 from lightning_sparsity.waiting import Waiting
 
@@ -76,8 +76,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelFlow:
 def _check_modules(model: nn.Module) -> None:
     """Refuse what cannot be looked into."""
     for name, module in model.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(is_lazy(x) for x in own):
+        if any(is_lazy(x) for _, x in own_tensors_of(module)):
             raise ValueError(
                 f"trace needs weights, but those of {name!r} ({type(module).__name__}) have no "
                 "shape yet: run the model once on example inputs first."
