@@ -93,16 +93,19 @@ def draw(seed: int) -> Case:
     """The case of a seed."""
     rng = random.Random(seed ^ 0x5EED)
     budget = rng.choice(("explicit", "explicit", "share", "flops", "params", "threshold"))
+    program = generate(seed)
+    # A norm with the statistics of the batch needs more than one value per channel.
+    own_statistics = any("track_running_stats=False" in node.template for node in program.nodes)
     return Case(
         seed,
-        generate(seed),
+        program,
         budget=budget,
         amount=rng.uniform(0.15, 0.85),
         gather=rng.random() < 0.65,
         round_to=rng.choice((1, 1, 4, 8)),
         keep_at_least=rng.choice((0, 1, 1, 2)),
         zeros=rng.random() < 0.4,
-        batch=rng.choice((1, 2, 3)),
+        batch=max(rng.choice((1, 2, 3)), 1 + own_statistics),
         training=rng.random() < 0.5,
         keywords=rng.random() < 0.15,
     )
