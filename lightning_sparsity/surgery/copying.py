@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from lightning_sparsity.surgery.tape import own_tensors_of
 
 TABLES = ("_parameters", "_buffers", "_modules")
+USUAL = {
+    name: getattr(nn.Module, name, None)
+    for name in ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__")
+}
+"""How modules are copied that say nothing else."""
 NAMES = ("weight", "bias", "running_mean")
 ATOMS = (int, float, bool, str, type(None), tuple)
 
@@ -26,30 +31,38 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 def _copied(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     memo: dict[int, Any] = {id(x): x for x in shared}
-    if memo:
-        memo |= {id(module): _twin(module) for module in model.modules() if _is_plain(module)}
     try:
-        return copy.deepcopy(model, dict(memo))
+        return _twin(model, dict(memo)) if memo else copy.deepcopy(model)
     except Exception:  # anything may be an attribute, and refuse in its own way
         return copy.deepcopy(model, memo | dict(_stubborn(model)))
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's layers, without anything that somebody has added."""
-    own = vars(module)
-    return (
-        type(module).__module__.startswith("torch.nn.modules.")
-        and not own["_modules"]
-        and all(type(x) in ATOMS or name in TABLES or not x for name, x in own.items())
-    )
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy of a plain layer that shares its tensors: as `deepcopy` makes it, but fast."""
-    twin = type(module).__new__(type(module))
+def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `deepcopy` makes, with shared tensors, but fast where a module is nothing special."""
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    if not _is_plain(module):
+        twin: nn.Module = copy.deepcopy(module, memo)
+        return twin
+    twin = memo[id(module)] = type(module).__new__(type(module))
     for name, x in vars(module).items():
-        vars(twin)[name] = x if type(x) in ATOMS else copy.copy(x)
+        vars(twin)[name] = x if type(x) in ATOMS else x.copy()
+    for name, child in module._modules.items():
+        vars(twin)["_modules"][name] = child if child is None else _twin(child, memo)
     return twin
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is copied as all are, and has no hooks and no attributes but numbers."""
+    kind = type(module)
+    if any(getattr(kind, name, None) is not own for name, own in USUAL.items()):
+        return False
+    if not kind.__setstate__.__module__.startswith("torch.nn.modules."):  # those fill in defaults
+        return False
+    return all(
+        type(x) in ATOMS or (isinstance(x, (dict, set)) and (name in TABLES or not x))
+        for name, x in vars(module).items()
+    )
 
 
 def _stubborn(model: nn.Module) -> Iterator[tuple[int, Any]]:
@@ -106,11 +119,23 @@ def own_tensors(small: nn.Module, model: nn.Module) -> None:
             full_name = f"{module_name}.{name}".lstrip(".")
             like = named.get(full_name)
             like = _neighbour(full_name, floats, x) if like is None else like
-            own = copy.deepcopy(x, memo) if id(x) in originals else x
+            own = _own(x, memo) if id(x) in originals else x
             dtype = like.dtype if own.is_floating_point() else own.dtype
             own.data = own.data.to(like.device, dtype)
             own.data = own.data.contiguous(memory_format=_layout(named.get(full_name, own)))
-            setattr(module, name, own)
+            table: dict[str, Any] = module._parameters
+            table = table if name in table else module._buffers
+            table[name] = own
+
+
+def _own(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A copy of a weight, the same one wherever it is shared."""
+    if type(x) is not nn.Parameter:
+        own: Tensor = copy.deepcopy(x, memo)
+        return own
+    if id(x) not in memo:
+        memo[id(x)] = nn.Parameter(x.detach().clone(), requires_grad=x.requires_grad)
+    return memo[id(x)]  # type: ignore[no-any-return]
 
 
 def _layout(x: Tensor) -> torch.memory_format:
