@@ -179,15 +179,21 @@ class Tape:
             self.ties.append((a[different], b[different]))
 
     def only_maps(self, first: Value, last: Value) -> bool:
-        """Whether one value became the other just now, entry by entry, and nobody else read it."""
+        """Whether one value became the other just now, entry by entry, out of nothing else.
+
+        An activation may read it more than once, as in `x * sigmoid(x)`.
+        """
+        own, steps = {first}, list[Step]()
         for step in reversed(self.steps):
-            if last is first:
-                return True
+            if first in step.results:
+                break
+            steps.insert(0, step)
+        for step in steps:
             weights = any(isinstance(x, Weight) for x in step.function.args)
-            if step.kind != "map" or weights or len(step.inputs) > 1 or step.results != [last]:
+            if step.kind not in ("map", "product") or weights or not own.issuperset(step.inputs):
                 return False
-            last = step.inputs[0]
-        return False
+            own.update(step.results)
+        return last in own
 
     def forget_training(self) -> None:
         """Take back a run in training mode that failed half-way."""

@@ -84,3 +84,29 @@ def test_dead_channels_of_a_norm_with_an_activation_leave_one_by_one(randomise: 
     small = surgery.slim(model, plan)
     widths = [x.num_features for x in (small.first, small.second)]
     assert widths == [5, 4]
+
+
+class Swish(nn.Module):
+    """Written out: the activation reads what the norm makes twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+def test_an_activation_inside_may_read_a_channel_twice(randomise: Any) -> None:
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.act = Swish()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(super().forward(x))
+
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), NormAct(8), nn.Conv2d(8, 2, 3, padding=1)))
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    plan = surgery.trace(net, images).plan({"1": torch.arange(8) % 2 == 0})
+    small = surgery.slim(net, plan)
+    assert plan.kept["1"].tolist() == [1, 3, 5, 7]
+    assert plan.proof is not None
+    assert plan.proof <= 1e-12
+    assert len(small[0].weight) == 4
