@@ -1,6 +1,7 @@
 """Look at what a model returns, and tell how far two results are apart."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ def leaves_of(item: object) -> Iterator[Any]:
     elif isinstance(item, (list, tuple)):
         for x in item:
             yield from leaves_of(x)
+    elif is_dataclass(item):
+        yield from leaves_of(vars(item))
     else:
         yield from tensors_in(item)
 
