@@ -73,19 +73,24 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self.modes = [(module, vars(module)["training"]) for module in model.modules()]
+        self.attributes: list[tuple[nn.Module, dict[str, Any]]] = []
+        self.containers: dict[int, tuple[Any, Any]] = {}
+        written = list(model.buffers())
+        for module, _ in self.modes:
+            if _is_still(module):
+                written += [x for x in vars(module).values() if isinstance(x, Tensor)]
+                continue
+            self.attributes.append((module, dict(vars(module))))
+            for name, x in vars(module).items():
+                if name not in REGISTERED and isinstance(x, (Tensor, tuple, *CONTAINERS)):
+                    self._remember(x)
+                    written += [] if _is_of_numbers(x) else tensors_in(x)
         self.tables = [
             (table, dict(table))
             for _, own in self.attributes
             for table in (own[name] for name in TABLES)
         ]
-        self.containers: dict[int, tuple[Any, Any]] = {}
-        written = list(model.buffers())
-        for _, own in self.attributes:
-            for name, x in own.items():
-                if name not in REGISTERED and isinstance(x, (Tensor, tuple, *CONTAINERS)):
-                    self._remember(x)
-                    written += [] if _is_of_numbers(x) else tensors_in(x)
         self.values = [(x, x.detach().clone()) for x in written]
 
     def _remember(self, item: object) -> None:
@@ -112,6 +117,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back."""
+        for module, mode in self.modes:
+            vars(module)["training"] = mode
         for module, own in self.attributes:
             now = vars(module)
             if len(now) != len(own) or any(now.get(name) is not x for name, x in own.items()):
@@ -131,6 +138,12 @@ class Snapshot:
 
 def _same(table: dict[Any, Any], own: dict[Any, Any]) -> bool:
     return list(table) == list(own) and all(table[key] is x for key, x in own.items())
+
+
+def _is_still(module: nn.Module) -> bool:
+    """Whether a module is a layer of PyTorch's, which changes nothing but its buffers' values."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooks
 
 
 def _is_of_numbers(x: object) -> bool:
