@@ -42,6 +42,8 @@ class Plan:
         self.notes: list[str] = []
         self.before: Plan | None = None
         """How the model had been cut before, if it was slim already."""
+        self.rebuilt = False
+        """Whether it was, and somebody has changed its layers since: no dense model is known."""
         self.verified = ""
         self.remake: Callable[[], Plan] | None = None
         """Makes the plan again, for what the flow has learned since."""
@@ -103,9 +105,17 @@ def make_plan(
 
 
 def plan_of(model: nn.Module) -> Plan | None:
-    """How a model was cut from the dense one, if surgery has made it."""
-    found = vars(model).get(REMEMBERED)
-    return found if isinstance(found, Plan) else None
+    """How a model was cut from the dense one, if surgery has made it and nobody has rebuilt it."""
+    found, modules = vars(model).get(REMEMBERED), dict(model.named_modules())
+    if not isinstance(found, Plan):
+        return None
+    fits = all(name in modules and cut.made(modules[name]) for name, cut in found.cuts.items())
+    return found if fits else None
+
+
+def is_rebuilt(model: nn.Module) -> bool:
+    """Whether a model was cut, and its layers were changed after that."""
+    return REMEMBERED in vars(model) and plan_of(model) is None
 
 
 def remember(small: nn.Module, plan: Plan) -> None:

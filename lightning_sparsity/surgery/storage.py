@@ -71,6 +71,12 @@ def save(
     if folder is None or not isinstance(plan, Plan):
         what = "a folder" if folder is None else "a plan, or a model that surgery.slim made"
         raise ValueError(f"save needs {what}: write surgery.save(small, plan, folder).")
+    if plan.rebuilt:
+        raise ValueError(
+            "save needs a model whose cuts start from a dense one, but layers were changed after "
+            "an earlier cut. Store it with torch.save or surgery.export, or change layers before "
+            "the first cut."
+        )
     tensors, plan = _tensors(small), plan.from_dense()
     _check_widths(small, plan)
     record = to_record(plan)

@@ -180,3 +180,17 @@ def test_a_slim_network_refuses_inputs_that_the_dense_one_refuses(randomise: Any
     for model in (net, small, fewer):
         with pytest.raises((RuntimeError, ValueError), match=r"shapes|needs"):
             model(OTHERS)
+
+
+def test_a_slim_network_with_a_new_head_is_a_network_of_its_own(
+    randomise: Any, tmp_path: Path
+) -> None:
+    net = randomise(ResNet20())
+    small = surgery.slim(net, surgery.trace(net, IMAGES).plan_by(0.3))
+    small.classifier = nn.Linear(small.classifier.in_features, 100).double()
+    plan = surgery.trace(small, IMAGES).plan_by(0.3)
+    smaller = surgery.slim(small, plan)
+    assert difference(small, plan, smaller) <= 1e-12
+    for known in (plan, None):
+        with pytest.raises(ValueError, match=r"changed after an|save needs a plan"):
+            surgery.save(smaller, known, tmp_path)
