@@ -27,6 +27,8 @@ from lightning_sparsity import surgery
 from lightning_sparsity.surgery.storage import to_record
 
 TOLERANCE, SINGLE_TOLERANCE, LARGEST_NOISE = 1e-12, 1e-3, 1e-9
+CHAOS = 1e-6
+"""A network that one rounding changes by more tells nothing: a sign of zero decides in it."""
 NOISE = 1000
 """By how much a difference may exceed the effect of rounding the inputs once."""
 VANISHING = 0.1
@@ -199,6 +201,8 @@ def same_values(masked: nn.Module, small: nn.Module, case: Case, name: str) -> f
         if off > tolerance:
             step = 2.0**-23 if case.program.single else 2.0**-52
             noise = difference(expected, outputs(shaken(masked, step), _shaken(inputs, step)))
+            if noise > CHAOS:
+                continue
             if not off <= min(NOISE * noise, LARGEST_NOISE):
                 raise WrongError(
                     f"values: {name} differs by {off:.1e} (relative; batch {batch}, images "
@@ -449,6 +453,8 @@ def _is_refusal(error: Exception, trail: traceback.StackSummary, source: str) ->
     if re.search("needs example inputs that|does not run", message):
         return False
     names = set(re.findall(r"self\.(\w+)", source)) - {"training"}
+    if "at 'the end of the model'" in message:  # the network's own forward, which has no name
+        return True
     return bool(re.search(ABOUT_ARGUMENTS, message)) or any(
         re.search(rf"\b{re.escape(name)}\b", message) for name in names
     )
