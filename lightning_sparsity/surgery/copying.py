@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparsity.surgery.running import TABLES
 from lightning_sparsity.surgery.tape import own_tensors_of
 
-TABLES = ("_parameters", "_buffers", "_modules")
 USUAL = {
     name: getattr(nn.Module, name, None)
     for name in ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__")

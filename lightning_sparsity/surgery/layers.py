@@ -34,10 +34,9 @@ def follow_dense(recorder: Recorder, op: Op) -> None:
     rank = CONVOLUTIONS.get(op.name) or TRANSPOSED.get(op.name) or 0
     if frame is None:
         return _hold_layer(recorder, op, -1 - rank, FOREIGN)
-    entered = frame.source if frame.selected is None else frame.selected
     x: Tensor = op.argument(0, "input")
     value = recorder.value(x)
-    border = () if value is None or entered is not x else recorder.borders.get(value, ())
+    border = () if value is None or frame.entered is not x else recorder.borders.get(value, ())
     folds = op.name == "linear" or (op.name in CONVOLUTIONS and not _pads(op, weight))
     folds = folds and not border
     moved = (x, op.results[0])
@@ -115,10 +114,9 @@ def _call(
     x, result = moved
     value = recorder.value(x) or Value(plain(x.shape))
     read = _read(recorder, site, frame, value)
-    entered = frame.source if frame.selected is None else frame.selected
-    border = recorder.borders.get(value, ()) if entered is x else ()
-    border = border if site.layer.kind == "dense" else ()
-    site.can_append = site.can_append and entered is x and border == site.layer.border
+    entered = frame.entered is x
+    border = recorder.borders.get(value, ()) if entered and site.layer.kind == "dense" else ()
+    site.can_append = site.can_append and entered and border == site.layer.border
     site.can_scatter = site.can_scatter and frame.call is None
     if site.calls:
         recorder.tape.tie(read, site.columns)
@@ -140,8 +138,7 @@ def _call(
 
 def _read(recorder: Recorder, site: Site, frame: Frame, value: Value) -> Tensor:
     """The variable that each column reads; the root where a column reads several."""
-    entered = frame.source if frame.selected is None else frame.selected
-    outside = recorder.value(entered) or (value if entered is not None else None)
+    outside = recorder.value(frame.entered) or (value if frame.entered is not None else None)
     read = _variables(value.labels, site.layer.dim)
     same = None if outside is None else _variables(outside.labels, site.layer.dim)
     fits = read is not None and read.numel() == site.layer.widths[1]

@@ -113,11 +113,6 @@ def plan_of(model: nn.Module) -> Plan | None:
     return found if fits else None
 
 
-def is_rebuilt(model: nn.Module) -> bool:
-    """Whether a model was cut, and its layers were changed after that."""
-    return REMEMBERED in vars(model) and plan_of(model) is None
-
-
 def remember(small: nn.Module, plan: Plan) -> None:
     """Let a slim model know how it was cut from the dense one."""
     whole = plan.from_dense()

@@ -37,6 +37,11 @@ class Frame:
     selected: Tensor | None = None
     """What a `Select` made of the source, in a network that was cut before."""
 
+    @property
+    def entered(self) -> Tensor | None:
+        """What the layer itself gets: the source, or what its `Select` made of it."""
+        return self.source if self.selected is None else self.selected
+
 
 @dataclass(eq=False)
 class Op:

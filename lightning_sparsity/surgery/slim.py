@@ -14,7 +14,7 @@ from lightning_sparsity.surgery.flow import ChannelFlow, signature_of
 from lightning_sparsity.surgery.holding import hold_place
 from lightning_sparsity.surgery.locate import Live, locate
 from lightning_sparsity.surgery.modules import Scatter, Select
-from lightning_sparsity.surgery.plan import Plan, is_rebuilt, plan_of, remember
+from lightning_sparsity.surgery.plan import REMEMBERED, Plan, plan_of, remember
 from lightning_sparsity.surgery.proof import MismatchError, Proof, prove
 from lightning_sparsity.surgery.shrinking import attach, shrink
 from lightning_sparsity.surgery.solver import Solver
@@ -72,7 +72,8 @@ def slim(model: nn.Module, plan: Plan, *, verify: bool = True) -> nn.Module:
     own_tensors(surgeon.small, model)
     plan.cuts, plan.verified = cuts, "" if proof is None else str(proof)
     plan.proof = None if proof is None else proof.difference
-    plan.before, plan.rebuilt = plan_of(model), is_rebuilt(model)
+    plan.before = plan_of(model)
+    plan.rebuilt = plan.before is None and REMEMBERED in vars(model)
     if not plan.rebuilt:
         remember(surgeon.small, plan)
     return surgeon.small
